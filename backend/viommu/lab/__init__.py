@@ -1,0 +1,4 @@
+"""QEMU: what it needs, its machines, guests and consoles.
+
+Nothing here knows how an SMMU works.
+"""
