@@ -1,0 +1,161 @@
+"""The machines of the lab: one TOML file each, checked before anything starts."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from viommu.lab.errors import ConfigError
+
+Arch = Literal["aarch64", "x86_64"]
+Model = Literal["smmuv3", "test-engine"]
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+# On q35 the chipset's own functions sit in slot 31.
+_Q35_CHIPSET_SLOT = 31
+# The pins of `virt`'s PCI bus are swizzled over this many interrupts.
+_VIRT_INTERRUPTS = 4
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Device(_Strict):
+    """A function that another process serves over vfio-user, on the root bus."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
+    model: Model
+    slot: Annotated[int, Field(ge=1, le=31)]
+
+    @property
+    def stream_id(self) -> int:
+        """The function's requester ID, which the SMMU sees as StreamID (function 0)."""
+        return self.slot << 3
+
+
+class Timeouts(_Strict):
+    """Time limits in seconds."""
+
+    boot: Seconds = 60.0
+    command: Seconds = 30.0
+
+
+class Machine(_Strict):
+    """What QEMU builds and what the guest's kernel is told."""
+
+    arch: Arch
+    machine: Annotated[str, Field(pattern=r"^(virt|q35)(,.+)?$")]
+    cpu: Annotated[str, Field(min_length=1)]
+    cpus: Annotated[int, Field(ge=1, le=64)] = 1
+    memory_mib: Annotated[int, Field(ge=256, le=65536)]
+    accelerator: Annotated[str, Field(pattern=r"^(tcg|kvm)(,.+)?$")] = "tcg"
+    console: Annotated[str, Field(pattern=r"^tty[A-Za-z]+[0-9]+$")]
+    command_line: str = ""
+    timeouts: Timeouts = Timeouts()
+    devices: tuple[Device, ...] = ()
+
+    @property
+    def machine_type(self) -> str:
+        """The machine without its options: `virt` or `q35`."""
+        return self.machine.partition(",")[0]
+
+    def device(self, name: str) -> Device:
+        """Return the device of that name; raises `ConfigError` when there is none."""
+        for device in self.devices:
+            if device.name == name:
+                return device
+        known = ", ".join(device.name for device in self.devices) or "none"
+        raise ConfigError(f"no device {name!r} in this machine; its devices: {known}")
+
+    @model_validator(mode="after")
+    def _check_machine(self) -> Self:
+        expected = {"aarch64": "virt", "x86_64": "q35"}[self.arch]
+        if self.machine_type != expected:
+            raise ValueError(f"machine: {self.arch} needs '{expected}'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> Self:
+        for index, device in enumerate(self.devices):
+            where = f"devices[{index}]"
+            if self.machine_type == "q35" and device.slot == _Q35_CHIPSET_SLOT:
+                raise ValueError(f"{where}.slot: 31 holds q35's own functions, allowed: 1 to 30")
+            for other in self.devices[:index]:
+                if other.name == device.name:
+                    raise ValueError(f"{where}.name: {device.name!r} is taken by another device")
+                if other.slot == device.slot:
+                    raise ValueError(f"{where}.slot: {device.slot} is taken by {other.name!r}")
+                self._check_interrupts(where, device, other)
+        return self
+
+    def _check_interrupts(self, where: str, device: Device, other: Device) -> None:
+        # The guest's SMMU driver does not share its interrupt, and slots that are equal
+        # modulo 4 get the same one. On q35 the SMMU has no driver of the guest's own.
+        if self.machine_type != "virt" or "smmuv3" not in (device.model, other.model):
+            return
+        if device.slot % _VIRT_INTERRUPTS == other.slot % _VIRT_INTERRUPTS:
+            raise ValueError(
+                f"{where}.slot: {device.slot} has the same interrupt as slot {other.slot} "
+                f"({other.name!r}), and an SMMU shares it with nobody; "
+                f"allowed: a slot that differs from it modulo {_VIRT_INTERRUPTS}"
+            )
+
+
+def machine_directory() -> Path:
+    """The folder of the machines that come with the project."""
+    return Path(__file__).parents[3] / "qemu-configs"
+
+
+def load_machine(machine: str | Path) -> Machine:
+    """Read a machine: the name of one that comes with the project, or a TOML file's path.
+
+    Raises `ConfigError` with one sentence that says the file, the key and what is allowed.
+    """
+    path = Path(machine)
+    if path.suffix != ".toml":
+        path = machine_directory() / f"{machine}.toml"
+        if not path.is_file():
+            known = ", ".join(sorted(each.stem for each in machine_directory().glob("*.toml")))
+            raise ConfigError(f"no machine {str(machine)!r}; known: {known}, or a .toml file")
+    try:
+        return Machine.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_sentence(error)}") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """Turn the first finding into `key: value, what is allowed`, and count the others."""
+    details = error.errors(include_url=False)
+    first = details[0]
+    location = first["loc"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    key = key.removeprefix(".")
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    match first["type"]:
+        case "extra_forbidden":
+            allowed = ", ".join(sorted(_schema_of(location).model_fields))
+            return f"{key}: unknown key, allowed: {allowed}{more}"
+        case "missing":
+            return f"{key}: must be given{more}"
+        case "value_error":
+            return first["msg"].removeprefix("Value error, ") + more
+        case _:
+            return f"{key}: {first['input']!r} is wrong, {_allowed(first)}{more}"
+
+
+def _allowed(detail: ErrorDetails) -> str:
+    message = detail["msg"]
+    return f"{message[0].lower()}{message[1:]}".replace("input should", "it should")
+
+
+def _schema_of(location: tuple[int | str, ...]) -> type[BaseModel]:
+    if location[0] == "devices":
+        return Device
+    return Timeouts if location[0] == "timeouts" and len(location) > 1 else Machine
