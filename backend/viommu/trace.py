@@ -1,0 +1,45 @@
+"""The one stream of events: what happened in the models, for whoever wants to read along.
+
+Event types are frozen dataclasses defined next to what emits them. With no reader an emitter does one truth test:
+
+    if tracer:
+        tracer.emit(CommandConsumed(...))
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Root of everything that is emitted."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the event's type."""
+        return type(self).__name__
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event as plain values, `kind` first, for JSON."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+class Tracer:
+    """Hands each event to every reader, in the order in which they subscribed."""
+
+    def __init__(self) -> None:
+        self._readers: list[Callable[[Event], None]] = []
+
+    def subscribe(self, reader: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `reader` with every event from now on. Returns the function that ends it."""
+        self._readers.append(reader)
+        return lambda: self._readers.remove(reader)
+
+    def __bool__(self) -> bool:
+        return bool(self._readers)
+
+    def emit(self, event: Event) -> None:
+        """Hand `event` to the readers."""
+        for reader in tuple(self._readers):
+            reader(event)
