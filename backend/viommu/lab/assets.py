@@ -1,0 +1,114 @@
+"""What `scripts/setup` put into the cache: libvfio-user, QEMU, guests.
+
+The lab reads it; only provisioning writes it.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from viommu.lab.errors import LabError
+
+
+class AssetsMissing(LabError):
+    """A part that `scripts/setup` provides is absent."""
+
+
+def cache_directory() -> Path:
+    """`$VIOMMU_CACHE`, else `$XDG_CACHE_HOME/viommu`, else `~/.cache/viommu`. It may not exist."""
+    if named := os.environ.get("VIOMMU_CACHE"):
+        return Path(named).absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "viommu"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    origin: str  # where it came from, for a person to read
+
+
+class Library(_Part):
+    """A libvfio-user."""
+
+    path: Path
+    version: str
+
+
+class Qemu(_Part):
+    """A QEMU that has vfio-user-pci."""
+
+    argv: tuple[str, ...]  # starts it; its own options follow
+    version: str
+
+
+class GuestImage(_Part):
+    """A kernel and its initramfs."""
+
+    kernel: Path
+    release: str  # as `uname -r` prints it
+    initramfs: Path  # cpio archives may be appended to it
+    modules: tuple[str, ...]  # that the initramfs holds, as lsmod prints them
+
+
+class Assets(BaseModel):
+    """The parts by name; `qemu` and `guests` by architecture ("aarch64", "x86_64")."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    libvfio_user: Library
+    qemu: Mapping[str, Qemu]
+    guests: Mapping[str, GuestImage]
+
+    @classmethod
+    def load(cls, cache: Path | None = None) -> Self:
+        """Reads the manifest of `cache` (default: `cache_directory()`).
+
+        Raises `AssetsMissing` when there is none, when it is incomplete, or when a file that it
+        names is gone.
+        """
+        path = (cache or cache_directory()) / "manifest.json"
+        try:
+            assets = cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise AssetsMissing(
+                f"Nothing is set up in {path.parent}: run scripts/setup."
+            ) from error
+        except ValidationError as error:
+            what = ".".join(str(step) for step in error.errors()[0]["loc"]) or "its contents"
+            raise AssetsMissing(f"{path} lacks {what}: run scripts/setup.") from error
+        for file in assets._files():
+            if not file.exists():
+                raise AssetsMissing(f"{file} is gone: run scripts/setup.")
+        return assets
+
+    def _files(self) -> list[Path]:
+        files = [self.libvfio_user.path]
+        files += [Path(qemu.argv[0]) for qemu in self.qemu.values()]
+        for guest in self.guests.values():
+            files += [guest.kernel, guest.initramfs]
+        return files
+
+    def qemu_for(self, architecture: str) -> Qemu:
+        """Raises `AssetsMissing` for an architecture that is not set up."""
+        return _pick(self.qemu, architecture, "QEMU")
+
+    def guest_for(self, architecture: str) -> GuestImage:
+        """Raises `AssetsMissing` for an architecture that is not set up."""
+        return _pick(self.guests, architecture, "guest")
+
+
+Kind = TypeVar("Kind")
+
+
+def _pick(parts: Mapping[str, Kind], architecture: str, what: str) -> Kind:
+    try:
+        return parts[architecture]
+    except KeyError as error:
+        known = ", ".join(parts) or "none"
+        raise AssetsMissing(
+            f"No {what} for {architecture} is set up (there is {known}): run scripts/setup."
+        ) from error

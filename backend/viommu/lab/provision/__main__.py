@@ -1,0 +1,129 @@
+"""`python -m viommu.lab.provision [--check]`: provides the parts that are missing, or names them."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from viommu.lab.assets import cache_directory
+from viommu.lab.provision import guest_image, libvfio_user, qemu
+from viommu.lab.provision.apt import PrivateApt
+from viommu.lab.provision.cache import Cache, Entry, ProvisionError
+from viommu.lab.provision.progress import Say
+
+_FILES = ("path", "kernel", "initramfs")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A leaf of the manifest."""
+
+    title: str
+    place: tuple[str, ...]  # its keys in the manifest
+    key: Callable[[], str]
+    provide: Callable[[Cache, PrivateApt, Say], Entry]
+
+    def find(self, manifest: dict[str, Any]) -> Entry | None:
+        """Its entry, if that was made by the recipe of today and its files exist."""
+        entry: Any = manifest
+        for step in self.place:
+            entry = entry.get(step) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or entry.get("key") != self.key():
+            return None
+        files = [entry[name] for name in _FILES if name in entry]
+        files += [
+            word for word in entry.get("argv", ()) if word.startswith("/") and ":" not in word
+        ]
+        return entry if all(Path(file).exists() for file in files) else None
+
+    def store(self, manifest: dict[str, Any], cache: Cache, apt: PrivateApt, say: Say) -> None:
+        """Provides it and enters it into `manifest`."""
+        key = (
+            self.key()
+        )  # before: to provide a library may load it, and then it looks like the system's
+        *branches, leaf = self.place
+        for branch in branches:
+            manifest = manifest.setdefault(branch, {})
+        manifest[leaf] = self.provide(cache, apt, say) | {"key": key}
+
+
+def parts() -> Iterator[Part]:
+    """Every part, the ones that need least first."""
+    yield Part("libvfio-user", ("libvfio_user",), libvfio_user.key, libvfio_user.provide)
+    for guest in guest_image.GUESTS:
+        name = guest.architecture
+        yield Part(
+            f"QEMU for {name}", ("qemu", name), partial(qemu.key, name), partial(qemu.provide, name)
+        )
+    for guest in guest_image.GUESTS:
+        yield Part(
+            f"guest for {guest.architecture}", ("guests", guest.architecture),
+            partial(guest_image.key, guest), partial(guest_image.provide, guest),
+        )  # fmt: skip
+
+
+def provision(cache: Cache, say: Say) -> bool:
+    """Provides what is missing; returns whether anything was. Raises `ProvisionError`."""
+    if all(part.find(cache.read_manifest()) for part in parts()):
+        return False
+    with cache.locked():
+        manifest = cache.read_manifest()
+        apt = PrivateApt(cache, say)
+        for part in parts():
+            if part.find(manifest) is None:
+                part.store(manifest, cache, apt, say)
+                cache.write_manifest(manifest)
+    return True
+
+
+def check(cache: Cache) -> bool:
+    """Prints a table of the parts; returns whether all are there."""
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest = cache.read_manifest()
+    table = Table("Part", "Version", "Where from", "State", title=f"Cache: {cache.directory}")
+    complete = True
+    for part in parts():
+        entry = part.find(manifest)
+        complete &= entry is not None
+        if entry is None:
+            table.add_row(part.title, "", "", "[red]missing[/]")
+        else:
+            version = entry.get("version") or entry["release"]
+            table.add_row(part.title, version, entry["origin"], "[green]ok[/]")
+    Console().print(table)
+    if not complete:
+        print("Run scripts/setup to provide what is missing.")
+    return complete
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/setup", description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="report each part; exit status 1 if one is missing"
+    )
+    options = parser.parse_args()
+    cache = Cache(cache_directory())
+    try:
+        if options.check:
+            return 0 if check(cache) else 1
+        if provision(cache, lambda text: print(text, flush=True)):
+            print(f"Everything is set up in {cache.directory}")
+    except ProvisionError as error:
+        print(f"scripts/setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nscripts/setup: interrupted; run it again and it goes on where it stopped.",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

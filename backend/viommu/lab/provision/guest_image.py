@@ -1,0 +1,168 @@
+"""What a guest boots: Debian's cloud kernel, and an initramfs of busybox, modules and Python.
+
+Packages are unpacked on the host; nothing of the guest's architecture runs.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from viommu.lab import cpio
+from viommu.lab.cpio import CpioEntry, write_cpio
+from viommu.lab.provision import kernel_modules
+from viommu.lab.provision.apt import STABLE, Archive, PrivateApt, unpack
+from viommu.lab.provision.cache import Cache, Entry, ProvisionError, recipe_key
+from viommu.lab.provision.kernel_modules import KernelModule, modules_alias, modules_dep
+from viommu.lab.provision.progress import Say
+
+_HERE = Path(__file__).parent
+_INIT = _HERE / "guest_init"
+_PYTHON = "python3.13"
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest's architecture under its names."""
+
+    architecture: str  # as QEMU and the kernel say
+    debian: str  # as Debian says
+
+
+GUESTS = (Guest("aarch64", "arm64"), Guest("x86_64", "amd64"))
+
+# Modules that tests and their users load. NVMe, virtio-pci, ext4 and hugetlbfs are built in.
+MODULES = (
+    "vfio-pci", "vfio_iommu_type1", "uio_pci_generic", "virtio-iommu", "arm_smmuv3_pmu",
+    "virtio_blk", "virtio_net", "virtio-rng", "virtio_scsi",
+)  # fmt: skip
+
+_DIRECTORIES = ("dev", "proc", "sys", "tmp", "run", "root", "etc", "viommu")
+
+# Python without its tests, and without what needs libraries that the image lacks or a display.
+_LEFT_OUT = re.compile(
+    r"""usr/lib/python3\.\d+/(
+          test/ | idlelib/ | tkinter/ | turtledemo/ | ensurepip/ | pydoc_data/ | lib2to3/ | curses/
+        | dbm/ | sqlite3/ | venv/ | xmlrpc/ | wsgiref/ | __phello__/ | config-.*/ | _sysconfigdata
+        | lib-dynload/(
+              _test | _xx | xx | _codecs_ | _curses | _bz2 | _dbm | _gdbm | _lzma | _sqlite3 | _ssl
+            | _hashlib | _uuid | _tkinter | readline
+          )
+    )""",
+    re.VERBOSE,
+)
+# The C library's parts that Python and its extensions link.
+_LIBRARIES = re.compile(
+    r"(ld-linux|libc\.|libm\.|libdl\.|libpthread\.|librt\.|libutil\.|libz\.|libexpat\.|libffi\.)"
+)
+
+
+def key(guest: Guest) -> str:
+    recipe = (_HERE / "guest_image.py", _INIT, Path(cpio.__file__), Path(kernel_modules.__file__))
+    return recipe_key(guest.architecture, *recipe)
+
+
+def provide(guest: Guest, cache: Cache, apt: PrivateApt, say: Say) -> Entry:
+    """The manifest's entry for `guest`."""
+    directory = cache.directory / f"guest-{guest.architecture}-{key(guest)}"
+    if not directory.exists():
+        _build(guest, directory.name, cache, apt, say)
+    release = (directory / "release").read_text()
+    return {
+        "kernel": str(directory / "vmlinuz"),
+        "release": release,
+        "initramfs": str(directory / "initramfs.cpio"),
+        "modules": (directory / "modules").read_text().split(),
+        "origin": f"Debian {STABLE}, linux-image-{release}",
+    }
+
+
+def _wanted(archive: Archive, guest: Guest) -> bool:
+    if archive.architecture not in {guest.debian, "all"}:
+        return False
+    libraries = {"libc6", "libexpat1", "libffi8", "zlib1g"}
+    python = {f"{_PYTHON}-minimal", f"lib{_PYTHON}-minimal", f"lib{_PYTHON}-stdlib"}
+    kernel = re.match(r"linux-image-\d", archive.package)
+    return kernel is not None or archive.package in {"busybox-static", *libraries, *python}
+
+
+def _build(guest: Guest, name: str, cache: Cache, apt: PrivateApt, say: Say) -> None:
+    purpose = f"the {guest.architecture} guest"
+    roots = (
+        f"linux-image-cloud-{guest.debian}",
+        "busybox-static",
+        f"{_PYTHON}-minimal",
+        f"lib{_PYTHON}-stdlib",
+    )
+    archives = [
+        archive
+        for archive in apt.closure(roots, architecture=guest.debian)
+        if _wanted(archive, guest)
+    ]
+    files = apt.fetch(archives, purpose)
+    say(f"Building the initramfs of {purpose}")
+    with cache.building(name) as work:
+        root = work / "root"
+        for file in files:
+            unpack(file, root, _is_for_guest)
+        kernels = sorted((root / "boot").glob("vmlinuz-*"))
+        if len(kernels) != 1:
+            raise ProvisionError(
+                f"Debian's packages hold {len(kernels)} kernels for {purpose}, not one."
+            )
+        release = kernels[0].name.removeprefix("vmlinuz-")
+        modules = kernel_modules.select_modules(root / "usr/lib/modules" / release, MODULES)
+        entries = [*_skeleton(), *_userland(root), *_module_tree(release, modules)]
+        (work / "initramfs.cpio").write_bytes(write_cpio(entries))
+        kernels[0].rename(work / "vmlinuz")
+        (work / "release").write_text(release)
+        (work / "modules").write_text("\n".join(module.name for module in modules))
+        shutil.rmtree(root)
+
+
+def _is_for_guest(path: str) -> bool:
+    if path.startswith("usr/lib/python3"):
+        return not _LEFT_OUT.match(path)
+    if re.match(r"usr/lib/[^/]*-linux-gnu/[^/]+$", path) or path.startswith(
+        ("lib64/", "usr/lib64/")
+    ):
+        return _LIBRARIES.match(os.path.basename(path)) is not None  # noqa: PTH119
+    return path.startswith(
+        ("boot/vmlinuz-", "usr/lib/modules/", "usr/bin/busybox", f"usr/bin/{_PYTHON}")
+    ) or bool(re.match(r"usr/lib/ld-linux[^/]*$", path))
+
+
+def _skeleton() -> Iterator[CpioEntry]:
+    for name in _DIRECTORIES:
+        yield CpioEntry.directory(name)
+    yield CpioEntry.directory("usr/bin")
+    # The kernel opens the console for the first process before anything is mounted.
+    yield CpioEntry.character_device("dev/console", 5, 1)
+    yield CpioEntry.character_device("dev/null", 1, 3, 0o666)
+    yield CpioEntry.symlink("bin", "usr/bin")
+    yield CpioEntry.symlink("sbin", "usr/bin")
+    yield CpioEntry.symlink("lib", "usr/lib")
+    yield CpioEntry.symlink("lib64", "usr/lib64")
+    yield CpioEntry.file("init", _INIT.read_bytes(), 0o755)
+    yield CpioEntry.symlink("usr/bin/python3", _PYTHON)
+
+
+def _userland(root: Path) -> Iterator[CpioEntry]:
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if name.startswith(("boot", "usr/lib/modules")):
+            continue
+        if path.is_symlink():
+            yield CpioEntry.symlink(name, str(path.readlink()))
+        elif path.is_file():
+            yield CpioEntry.file(name, path.read_bytes(), path.stat().st_mode & 0o777)
+
+
+def _module_tree(release: str, modules: list[KernelModule]) -> Iterator[CpioEntry]:
+    base = f"usr/lib/modules/{release}"
+    for module in modules:
+        yield CpioEntry.file(f"{base}/{module.path}", module.image)
+    yield CpioEntry.file(f"{base}/modules.dep", modules_dep(modules).encode())
+    yield CpioEntry.file(f"{base}/modules.alias", modules_alias(modules).encode())
