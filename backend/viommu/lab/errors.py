@@ -1,15 +1,15 @@
 """What can go wrong in the lab, and the evidence each error carries.
 
-    LabError
-     ├─ ConfigError         a machine's TOML, or what was asked of it, is wrong
-     ├─ SocketPathError     a device's socket is absent, or its path too long
-     ├─ QemuTooOld          this QEMU has no `vfio-user-pci`
-     ├─ MemoryNotShared     guest RAM is private to QEMU: no device can reach it
-     └─ GuestError          the guest did not do what it should
-         ├─ QemuExited      QEMU ended, or was killed
-         ├─ GuestPanic      the guest's kernel panicked (an oops panics too)
-         ├─ GuestTimeout    no answer within the time limit; QEMU is still running
-         └─ CommandFailed   a command ran in the guest and its status was not 0
+LabError
+ ├─ ConfigError         a machine's TOML, or what was asked of it, is wrong
+ ├─ SocketPathError     a device's socket is absent, or its path too long
+ ├─ QemuTooOld          this QEMU has no `vfio-user-pci`
+ ├─ MemoryNotShared     guest RAM is private to QEMU: no device can reach it
+ └─ GuestError          the guest did not do what it should
+     ├─ QemuExited      QEMU ended, or was killed
+     ├─ GuestPanic      the guest's kernel panicked (an oops panics too)
+     ├─ GuestTimeout    no answer within the time limit; QEMU is still running
+     └─ CommandFailed   a command ran in the guest and its status was not 0
 """
 
 import shlex
