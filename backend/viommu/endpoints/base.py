@@ -1,0 +1,55 @@
+"""What an endpoint is to the server: a PCI function that says what it is and works in steps."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+
+class Identity(NamedTuple):
+    """The IDs of a PCI function; `class_code` has 24 bits."""
+
+    vendor_id: int
+    device_id: int
+    class_code: int
+    subsystem_vendor_id: int = 0
+    subsystem_id: int = 0
+    revision: int = 0
+
+
+class Bar(NamedTuple):
+    """A memory BAR of `size` bytes, a power of two."""
+
+    index: int
+    size: int
+    is_64bit: bool = True
+    prefetchable: bool = True
+
+
+class Endpoint(Protocol):
+    """A PCI function. It has no thread and no clock; MMIO and `step` drive it."""
+
+    identity: Identity
+    bars: tuple[Bar, ...]
+    msix_vectors: int
+    interrupt: Callable[[int], None]
+    """Set by the server: pulses the MSI-X vector, or INTx when MSI-X is off."""
+
+    @property
+    def busy(self) -> bool:
+        """`step` has work to do."""
+        ...
+
+    def read(self, bar: int, offset: int, size: int) -> int:
+        """An MMIO read of `size` bytes."""
+        ...
+
+    def write(self, bar: int, offset: int, size: int, value: int) -> None:
+        """An MMIO write of `size` bytes."""
+        ...
+
+    def step(self) -> bool:
+        """Do one small thing; True when there is more to do."""
+        ...
+
+    def reset(self) -> None:
+        """Function level reset: all work ends, registers return to their reset values."""
+        ...

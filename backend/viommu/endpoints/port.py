@@ -1,0 +1,197 @@
+"""The only way by which an endpoint reaches guest RAM: a port with a StreamID, behind the SMMU.
+
+    transfer = port.begin(iova, size, write=True)     # translated; in flight from here
+    transfer.write_from(data)                         # bytes move
+    transfer.done()                                   # no longer in flight
+
+What an endpoint holds between two of its steps is truly in flight: a CMD_SYNC after an invalidation waits for it.
+"""
+
+from array import array
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple
+
+from viommu.memory import Buffer, BusError, GuestMemory
+from viommu.smmu import Access, Smmu, TransactionAborted, Translation
+from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
+from viommu.trace import Event, Tracer
+
+__all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "Transfer"]
+
+
+@dataclass(frozen=True, slots=True)
+class DmaMoved(Event):
+    """`size` bytes moved between the endpoint and guest RAM; `first` is the first physical address."""
+
+    stream_id: int
+    substream_id: int | None
+    iova: int
+    size: int
+    write: bool
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class DmaRefused(Event):
+    """A DMA did not go through: no Bus Master, an abort by the SMMU, or no memory behind the address."""
+
+    stream_id: int
+    iova: int
+    write: bool
+    why: str
+
+
+class DmaAttributes(NamedTuple):
+    """What a transaction says of itself: privileged (PnU) and instruction (InD)."""
+
+    privileged: bool = False
+    instruction: bool = False
+
+
+class DmaFault(Exception):
+    """The device sees an abort. `address` is the IOVA of the first byte not moved, `done` the bytes moved before it."""
+
+    def __init__(self, address: int, done: int, why: str) -> None:
+        super().__init__(f"DMA aborted at {address:#x}: {why}")
+        self.address, self.done, self.why = address, done, why
+
+
+class Transfer:
+    """One transaction: `size` bytes from `iova`, already translated. Move them once, then `done`."""
+
+    __slots__ = ("_port", "_translation")
+
+    def __init__(self, port: "DmaPort", translation: Translation) -> None:
+        self._port = port
+        self._translation: Translation | None = translation
+
+    @property
+    def size(self) -> int:
+        """Bytes of this transaction: what was asked for, or less."""
+        return self._live.size
+
+    @property
+    def iova(self) -> int:
+        """Where it starts."""
+        return self._live.iova
+
+    @property
+    def _live(self) -> Translation:
+        if self._translation is None:
+            raise ValueError("the transfer is done")
+        return self._translation
+
+    def read_into(self, buffer: bytearray | memoryview) -> None:
+        """Move the bytes from guest RAM to `buffer`, of at least `size` bytes. Raises `DmaFault`."""
+        self._move(buffer, to_guest=False)
+
+    def write_from(self, buffer: Buffer) -> None:
+        """Move the first `size` bytes of `buffer` to guest RAM. Raises `DmaFault`."""
+        self._move(buffer, to_guest=True)
+
+    def _move(self, buffer: Buffer, *, to_guest: bool) -> None:
+        translation = self._live
+        if to_guest != translation.access.write:
+            raise ValueError("the transfer was begun in the other direction")
+        self._port.move(translation, buffer)
+
+    def done(self) -> None:
+        """End the transaction. Ending it twice does nothing."""
+        if self._translation is not None:
+            self._port.end(self._translation)
+            self._translation = None
+
+    def __enter__(self) -> "Transfer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.done()
+
+
+class DmaPort:
+    """An endpoint's port: its StreamID, its SMMU if it has one, and the memory that its transactions reach.
+
+    `bus_master` is PCI_COMMAND.BusMaster of the function: while it is clear nothing goes out, and the SMMU sees nothing.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        stream_id: int,
+        smmu: Smmu | None = None,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self.memory = memory
+        self.stream_id = stream_id
+        self.bus_master = False
+        self._smmu = smmu
+        self._tracer = tracer if tracer is not None else Tracer()
+
+    def begin(
+        self,
+        iova: int,
+        size: int,
+        *,
+        write: bool,
+        substream_id: int | None = None,
+        attributes: DmaAttributes = DmaAttributes(),
+    ) -> Transfer:
+        """Start a transaction of at most `PORT_CHUNK` bytes; `size` of the result says how many it has.
+
+        It is shorter than asked for when a later page does not translate: the fault comes when that page is asked for.
+        Raises `DmaFault` when nothing goes through.
+        """
+        if size <= 0:
+            raise ValueError(f"a transaction of {size} bytes")
+        access = Access(
+            self.stream_id, substream_id, write, attributes.privileged, attributes.instruction
+        )
+        if not self.bus_master:
+            raise self._refused(iova, write, "Bus Master is off")
+        if self._smmu is None:
+            size = min(size, PORT_CHUNK)
+            return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
+        try:
+            return Transfer(self, self._smmu.translate(access, iova, size))
+        except TransactionAborted as aborted:
+            raise self._refused(iova, write, str(aborted)) from None
+
+    def move(self, translation: Translation, buffer: Buffer) -> None:
+        """Move the bytes of one transaction; `Transfer` is how endpoints say it."""
+        access, window = translation.access, memoryview(buffer)[: translation.size]
+        try:
+            if access.write:
+                self.memory.scatter(translation.runs, window)
+            else:
+                self.memory.gather(translation.runs, window)
+        except BusError as error:
+            raise self._refused(
+                translation.iova + error.done, access.write, str(error), error.done
+            ) from None
+        if self._tracer:
+            self._tracer.emit(
+                DmaMoved(
+                    access.stream_id,
+                    access.substream_id,
+                    translation.iova,
+                    translation.size,
+                    access.write,
+                    translation.runs[0],
+                )
+            )
+
+    def end(self, translation: Translation) -> None:
+        """The transaction is no longer in flight."""
+        if self._smmu is not None:
+            self._smmu.retire(translation)
+
+    def _refused(self, iova: int, write: bool, why: str, done: int = 0) -> DmaFault:
+        if self._tracer:
+            self._tracer.emit(DmaRefused(self.stream_id, iova, write, why))
+        return DmaFault(iova, done, why)

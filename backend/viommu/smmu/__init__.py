@@ -1,0 +1,11 @@
+"""The SMMUv3 device model (IHI 0070): registers, tables, caches, queues and translation.
+
+Pure: no socket, no clock, no QEMU. It imports `layouts`, `memory`, `trace` and `hot`, and nothing else of the project.
+"""
+
+from viommu.smmu.faults import Access, TransactionAborted
+from viommu.smmu.features import Features
+from viommu.smmu.model import Smmu
+from viommu.smmu.translation import Translation
+
+__all__ = ["Access", "Features", "Smmu", "TransactionAborted", "Translation"]

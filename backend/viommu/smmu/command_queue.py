@@ -1,0 +1,198 @@
+"""The command queue: fetch, decode, effect, completion, errors (IHI 0070, chapter 4 and 7.1)."""
+
+from collections.abc import Callable
+
+from viommu.layouts.commands import (
+    CFGI_ALL_RANGE,
+    COMMAND_SIZE,
+    LAYOUTS,
+    Command,
+    CompletionSignal,
+    Opcode,
+    StreamCommand,
+    SyncCommand,
+    TlbiCommand,
+)
+from viommu.layouts.registers import COMMAND_ERROR_SHIFT, CommandError, GlobalError
+from viommu.layouts.tables import StreamWorld
+from viommu.memory import BusError, GuestMemory
+from viommu.smmu.barrier import InFlight
+from viommu.smmu.configuration import Configuration
+from viommu.smmu.events import CommandConsumed, CommandFailed, SyncCompleted, SyncWaiting
+from viommu.smmu.features import Features
+from viommu.smmu.queues import Ring
+from viommu.smmu.tlb import Tlb
+from viommu.trace import Tracer
+
+COMMANDS_PER_STEP = 256
+"""How many commands are consumed before others get their turn."""
+
+_EL1 = StreamWorld.NS_EL1
+_NO_VMID = 0  # IDR0.S2P is 0: the VMID field is ignored
+
+
+class CommandQueue:
+    """Consumes commands in order. One CMD_SYNC at a time can hold it."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        features: Features,
+        tracer: Tracer,
+        configuration: Configuration,
+        tlb: Tlb,
+        in_flight: InFlight,
+        *,
+        raise_error: Callable[[GlobalError], None],
+        interrupt: Callable[[], None],
+        prefetch: Callable[[StreamCommand], None],
+        settled: Callable[[], None],
+    ) -> None:
+        self.ring = Ring(COMMAND_SIZE, features.command_queue_log2)
+        self.enabled = False
+        self.stopped = False
+        """An error is active: nothing is consumed until GERRORN acknowledges it."""
+        self.waiting = False
+        """A CMD_SYNC waits for transactions in flight."""
+        self._invalidated = False
+        self._memory = memory
+        self._features = features
+        self._tracer = tracer
+        self._configuration = configuration
+        self._tlb = tlb
+        self._in_flight = in_flight
+        self._raise_error = raise_error
+        self._interrupt = interrupt
+        self._prefetch = prefetch
+        self._settled = settled
+
+    def reset(self) -> None:
+        """As after reset: nothing queued, nothing waiting."""
+        self.ring.reset()
+        self.enabled = self.stopped = self.waiting = self._invalidated = False
+
+    @property
+    def busy(self) -> bool:
+        """There is a command that can be consumed now."""
+        return self.enabled and not self.stopped and not self.waiting and not self.ring.empty
+
+    def step(self) -> None:
+        """Consume up to `COMMANDS_PER_STEP` commands."""
+        for _ in range(COMMANDS_PER_STEP):
+            if not self.busy:
+                return
+            self._consume()
+
+    def _consume(self) -> None:
+        ring = self.ring
+        try:
+            data = self._memory.read(ring.address(ring.cons), COMMAND_SIZE)
+        except BusError:
+            self._fail(CommandError.CERROR_ABT)
+            return
+        command = LAYOUTS.get(data[0], Command).from_bytes(data)  # type: ignore[call-overload]
+        if isinstance(command, SyncCommand):
+            self._sync(command)
+        elif self._apply(command):
+            self._done(command)
+        else:
+            self._fail(CommandError.CERROR_ILL)
+
+    def _fail(self, error: CommandError) -> None:
+        """Stop at this command (7.1). CONS keeps its index."""
+        ring = self.ring
+        ring.cons = ring.cons & ~(0x7F << COMMAND_ERROR_SHIFT) | error << COMMAND_ERROR_SHIFT
+        self.stopped = True
+        if self._tracer:
+            self._tracer.emit(CommandFailed(error.name, self._index))
+        self._raise_error(GlobalError.CMDQ_ERR)
+
+    def _done(self, command: Command) -> None:
+        if self._tracer:
+            self._tracer.emit(CommandConsumed(command.opcode.name, self._index, str(command)))
+        self.ring.cons = self.ring.after(self.ring.cons)
+
+    @property
+    def _index(self) -> int:
+        return self.ring.cons & (1 << self.ring.log2size) - 1
+
+    def _apply(self, command: Command) -> bool:
+        """The effect of any command but CMD_SYNC; False when it is ILLEGAL here."""
+        if isinstance(command, StreamCommand):
+            # Secure streams are not ours to name (4.1.6).
+            return not command.ssec and self._apply_to_stream(command)
+        if isinstance(command, TlbiCommand):
+            return self._invalidate(command)
+        return False
+
+    def _apply_to_stream(self, command: StreamCommand) -> bool:
+        configuration, stream_id = self._configuration, command.stream_id
+        match command.opcode:
+            case Opcode.CMD_PREFETCH_CONFIG | Opcode.CMD_PREFETCH_ADDR:
+                self._prefetch(command)
+                return True
+            case Opcode.CMD_CFGI_STE:
+                configuration.invalidate_streams(stream_id)
+            case Opcode.CMD_CFGI_STE_RANGE if command.leaf_or_range == CFGI_ALL_RANGE:
+                configuration.invalidate_all()
+            case Opcode.CMD_CFGI_STE_RANGE:
+                configuration.invalidate_streams(stream_id, command.leaf_or_range + 1)
+            case Opcode.CMD_CFGI_CD:
+                configuration.invalidate_cd(stream_id, command.substream_id)
+            case _:
+                configuration.invalidate_cds(stream_id)
+        self._invalidated = True
+        return True
+
+    def _invalidate(self, command: TlbiCommand) -> bool:
+        tlb = self._tlb
+        match command.opcode:
+            case Opcode.CMD_TLBI_NSNH_ALL:
+                tlb.invalidate_all()
+            case Opcode.CMD_TLBI_NH_ALL:
+                tlb.invalidate_vmid(_EL1, _NO_VMID)
+            case Opcode.CMD_TLBI_NH_ASID:
+                tlb.invalidate_asid(_EL1, _NO_VMID, command.asid)
+            case Opcode.CMD_TLBI_NH_VA:
+                tlb.invalidate_address(_EL1, _NO_VMID, command.asid, command.address)
+            case Opcode.CMD_TLBI_NH_VAA:
+                tlb.invalidate_address(_EL1, _NO_VMID, None, command.address)
+            case _:
+                return False  # IDR0.HYP and IDR0.S2P are 0 (4.4)
+        self._invalidated = True
+        return True
+
+    def _sync(self, command: SyncCommand) -> None:
+        """Complete when all transactions that the invalidations before it concern are done (4.7.3, 3.21.3).
+
+        The choice: it waits for every transaction in flight if anything was invalidated since the last CMD_SYNC.
+        """
+        if command.cs not in list(CompletionSignal):
+            self._fail(CommandError.CERROR_ILL)
+            return
+        if not self._invalidated:
+            self._complete(command)
+            return
+        self.waiting = True
+        transactions = self._in_flight.when_done(lambda: self._release(command))
+        if transactions and self._tracer:
+            self._tracer.emit(SyncWaiting(transactions))
+
+    def _release(self, command: SyncCommand) -> None:
+        self.waiting = self._invalidated = False
+        self._complete(command)
+        self._settled()
+
+    def _complete(self, command: SyncCommand) -> None:
+        self._done(command)
+        # IDR0.SEV is 0: SIG_SEV completes like SIG_NONE (4.7.3).
+        if command.cs == CompletionSignal.SIG_IRQ:
+            if command.msi_address:
+                try:
+                    self._memory.store_u32(command.msi_address, command.msi_data)
+                except BusError:
+                    self._raise_error(GlobalError.MSI_CMDQ_ABT_ERR)
+            else:
+                self._interrupt()
+        if self._tracer:
+            self._tracer.emit(SyncCompleted(command.cs.name))

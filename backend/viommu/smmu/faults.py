@@ -1,0 +1,73 @@
+"""How a transaction ends badly: with an event record, or in silence."""
+
+from typing import NamedTuple
+
+from viommu.layouts.records import EventRecord, EventType, FaultClass
+
+
+class Access(NamedTuple):
+    """What a transaction says of itself besides its address (3.3, 13.1)."""
+
+    stream_id: int
+    substream_id: int | None = None
+    write: bool = False
+    privileged: bool = False
+    instruction: bool = False
+
+
+class Fault(Exception):
+    """A transaction is terminated. `record` is what goes to the event queue; None is an abort without an event."""
+
+    def __init__(self, record: EventRecord | None) -> None:
+        super().__init__("abort without an event" if record is None else str(record))
+        self.record = record
+
+
+class TransactionAborted(Exception):
+    """What the client device sees: an abort of the transaction at `address`. The event, if any, is recorded."""
+
+    def __init__(self, access: Access, address: int, record: EventRecord | None) -> None:
+        why = "" if record is None else f": {getattr(record.event, 'name', record.event)}"
+        super().__init__(f"stream {access.stream_id:#x}: abort at {address:#x}{why}")
+        self.access, self.address, self.record = access, address, record
+
+
+def configuration_fault(event: EventType, access: Access, fetch_addr: int = 0) -> Fault:
+    """A fault found before any translation: StreamID, SubstreamID, STE or CD (7.3.3 to 7.3.11).
+
+    `fetch_addr` is the address of the structure, bytes, for F_STE_FETCH and F_CD_FETCH.
+    """
+    return Fault(
+        EventRecord(
+            event=event,
+            stream_id=access.stream_id,
+            ssv=access.substream_id is not None,
+            substream_id=access.substream_id or 0,
+            fetch_addr=fetch_addr & ~7,
+        )
+    )
+
+
+def translation_fault(
+    event: EventType,
+    access: Access,
+    address: int,
+    fault_class: FaultClass = FaultClass.IN,
+    fetch_addr: int = 0,
+) -> Fault:
+    """A fault of stage 1 translation (7.3.12 to 7.3.16). `address` is the input address, as it came."""
+    return Fault(
+        EventRecord(
+            event=event,
+            stream_id=access.stream_id,
+            ssv=access.substream_id is not None,
+            substream_id=access.substream_id or 0,
+            pnu=access.privileged,
+            # A write is never an instruction access (13.1.1).
+            ind=access.instruction and not access.write,
+            rnw=not access.write,
+            fault_class=fault_class,
+            address=address,
+            fetch_addr=fetch_addr & ~7,
+        )
+    )

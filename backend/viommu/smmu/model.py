@@ -1,0 +1,434 @@
+"""The SMMU as software sees it: two register pages, and what each register does (IHI 0070, chapter 6)."""
+
+from collections.abc import Callable
+
+from viommu.layouts.bitfields import Layout
+from viommu.layouts.commands import Opcode, StreamCommand
+from viommu.layouts.records import EventType
+from viommu.layouts.registers import (
+    COMMAND_ERROR_SHIFT,
+    PAGE_1,
+    QUEUE_OVERFLOW,
+    REGISTER_FRAME_SIZE,
+    WIDE_REGISTERS,
+    Cr0,
+    Cr2,
+    Gbpa,
+    GlobalError,
+    IrqCfg0,
+    IrqCtrl,
+    QueueBase,
+    Register,
+    StrtabBase,
+    StrtabBaseCfg,
+)
+from viommu.memory import BusError, GuestMemory
+from viommu.smmu.barrier import InFlight
+from viommu.smmu.command_queue import CommandQueue
+from viommu.smmu.configuration import Configuration
+from viommu.smmu.event_queue import EventQueue
+from viommu.smmu.events import (
+    Aborted,
+    GlobalErrorRaised,
+    RegisterAccess,
+    StructureFetched,
+    Translated,
+)
+from viommu.smmu.faults import Access, Fault, TransactionAborted
+from viommu.smmu.features import Features
+from viommu.smmu.tlb import Tlb
+from viommu.smmu.translation import Translation, Translator
+from viommu.trace import Tracer
+
+_WORD = 0xFFFF_FFFF
+_ERRORS = int(
+    GlobalError.CMDQ_ERR
+    | GlobalError.EVENTQ_ABT_ERR
+    | GlobalError.MSI_CMDQ_ABT_ERR
+    | GlobalError.MSI_EVENTQ_ABT_ERR
+    | GlobalError.MSI_GERROR_ABT_ERR
+)
+# Writable bits of each layout: its fields, less those whose feature is absent.
+_CR0 = Cr0(smmuen=True, eventqen=True, cmdqen=True).value
+_CR1 = 0xFFF
+_CR1_QUEUE = 0x3F
+_CR2 = Cr2(recinvsid=True, ptm=True).value
+_IRQ_CTRL = IrqCtrl(gerror_irqen=True, eventq_irqen=True).value
+_GBPA = Gbpa(memattr=15, mtcfg=True, alloccfg=15, shcfg=3, abort=True).value
+_GBPA_RESET = Gbpa(shcfg=1).value
+
+
+def _field_mask(layout: type[Layout]) -> int:
+    return sum(field.mask << field.low for field in layout.fields.values())
+
+
+class Smmu:
+    """One SMMUv3 over one guest's memory.
+
+    `interrupt` is called to pulse the combined wired interrupt. Nothing here runs by itself: MMIO, transactions and
+    `step` drive it.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        features: Features | None = None,
+        tracer: Tracer | None = None,
+        interrupt: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.features = features or Features()
+        self.tracer = tracer if tracer is not None else Tracer()
+        self.in_flight = InFlight()
+        self.tlb = Tlb()
+        self.configuration = Configuration(memory, self.features)
+        self._memory = memory
+        self._interrupt = interrupt
+        self.events = EventQueue(
+            memory,
+            self.features,
+            self.tracer,
+            raise_error=self._raise_error,
+            interrupt=self._event_interrupt,
+        )
+        self.commands = CommandQueue(
+            memory,
+            self.features,
+            self.tracer,
+            self.configuration,
+            self.tlb,
+            self.in_flight,
+            raise_error=self._raise_error,
+            interrupt=self._interrupt,
+            prefetch=self._prefetch,
+            settled=self._settle_cr0,
+        )
+        self._translator = Translator(
+            memory, self.configuration, self.tlb, self.features.output_address_bits
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """All registers at their reset values, all caches empty. Transactions in flight go on to their end."""
+        self._registers: dict[int, int] = {
+            Register.IDR0: self.features.idr0().value,
+            Register.IDR1: self.features.idr1().value,
+            Register.IDR3: self.features.idr3().value,
+            Register.IDR5: self.features.idr5().value,
+            Register.GBPA: _GBPA_RESET,
+        }
+        self.in_flight.forget_waiters()
+        self.tlb.invalidate_all()
+        self.configuration.invalidate_all()
+        self.configuration.base = StrtabBase()
+        self.configuration.base_cfg = StrtabBaseCfg()
+        self.commands.reset()
+        self.events.ring.reset()
+        self.events.enabled = False
+        self._enabled = False
+        self._draining = False
+
+    # Registers
+
+    def read(self, offset: int, size: int) -> int:
+        """Read `size` bytes at `offset` from page 0.
+
+        What is no aligned access of 32 or 64 bits reads as 0 (6.2: a choice).
+        """
+        value = 0
+        if self._reachable(offset, size):
+            value = self._read_word(offset)
+            if size == 8:
+                value |= self._read_word(offset + 4) << 32
+        if self.tracer:
+            self.tracer.emit(RegisterAccess(_register_name(offset), False, size, value))
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write `size` bytes at `offset` from page 0.
+
+        What is no aligned access of 32 or 64 bits is ignored (6.2: a choice).
+        """
+        if self.tracer:
+            self.tracer.emit(RegisterAccess(_register_name(offset), True, size, value))
+        if not self._reachable(offset, size):
+            return
+        if size == 8 and offset not in WIDE_REGISTERS:
+            self._write_word(offset, value & _WORD)
+            self._write_word(offset + 4, value >> 32 & _WORD)
+        elif size == 8:
+            self._write_register(offset, value)
+        else:
+            self._write_word(offset, value)
+
+    @staticmethod
+    def _reachable(offset: int, size: int) -> bool:
+        return size in (4, 8) and not offset % size and 0 <= offset < REGISTER_FRAME_SIZE
+
+    def _read_word(self, offset: int) -> int:
+        if offset & 4 and offset - 4 in WIDE_REGISTERS:
+            return self._read_register(offset - 4) >> 32
+        return self._read_register(offset) & _WORD
+
+    def _write_word(self, offset: int, value: int) -> None:
+        wide = offset & ~7
+        if wide in WIDE_REGISTERS:
+            # Half of a 64-bit register: the other half stays.
+            old = self._read_register(wide)
+            shift = offset * 8 & 32
+            value = old & ~(_WORD << shift) | (value & _WORD) << shift
+            offset = wide
+        self._write_register(offset, value)
+
+    def _read_register(self, offset: int) -> int:
+        # Page 0 aliases the two event queue registers of page 1 (6.1: a choice).
+        match offset | PAGE_1 if offset in (0xA8, 0xAC) else offset:
+            case Register.CMDQ_BASE:
+                return self.commands.ring.base.value
+            case Register.CMDQ_PROD:
+                return self.commands.ring.prod
+            case Register.CMDQ_CONS:
+                return self.commands.ring.cons
+            case Register.EVENTQ_BASE:
+                return self.events.ring.base.value
+            case Register.EVENTQ_PROD:
+                return self.events.ring.prod
+            case Register.EVENTQ_CONS:
+                return self.events.ring.cons
+            case Register.STRTAB_BASE:
+                return self.configuration.base.value
+            case Register.STRTAB_BASE_CFG:
+                return self.configuration.base_cfg.value
+            case register:
+                return self._registers.get(register, 0)
+
+    def _write_register(self, offset: int, value: int) -> None:
+        """One whole register. Writes that the text forbids in the present state are ignored: a choice (6.3)."""
+        registers = self._registers
+        cr0 = self._requested(Cr0.smmuen.mask << Cr0.smmuen.low)
+        match offset | PAGE_1 if offset in (0xA8, 0xAC) else offset:
+            case Register.CR0:
+                self._write_cr0(value & _CR0)
+            case Register.CR1:
+                keep = _CR1_QUEUE if self.commands.enabled or self.events.enabled else 0
+                keep |= _CR1 & ~_CR1_QUEUE if cr0 else 0
+                old = registers.get(Register.CR1, 0)
+                registers[Register.CR1] = value & _CR1 & ~keep | old & keep
+            case Register.CR2 if not cr0:
+                registers[Register.CR2] = value & _CR2
+            case Register.GBPA:
+                self._write_gbpa(value)
+            case Register.IRQ_CTRL:
+                registers[Register.IRQ_CTRL] = registers[Register.IRQ_CTRLACK] = value & _IRQ_CTRL
+            case Register.GERRORN:
+                self._write_gerrorn(value)
+            case Register.GERROR_IRQ_CFG0 | Register.EVENTQ_IRQ_CFG0 if self._irq_off(offset):
+                registers[offset] = value & _field_mask(IrqCfg0)
+            case Register.GERROR_IRQ_CFG1 | Register.EVENTQ_IRQ_CFG1 if self._irq_off(offset):
+                registers[offset] = value & _WORD
+            case Register.GERROR_IRQ_CFG2 | Register.EVENTQ_IRQ_CFG2 if self._irq_off(offset):
+                registers[offset] = value & 0x3F
+            case Register.STRTAB_BASE if not cr0:
+                self.configuration.base = StrtabBase(value & _field_mask(StrtabBase))
+            case Register.STRTAB_BASE_CFG if not cr0:
+                self.configuration.base_cfg = StrtabBaseCfg(value & _field_mask(StrtabBaseCfg))
+            case Register.CMDQ_BASE if not self.commands.enabled:
+                self.commands.ring.base = QueueBase(value & _field_mask(QueueBase))
+            case Register.CMDQ_PROD:
+                self.commands.ring.prod = value & 0xF_FFFF
+                self.step()
+            case Register.CMDQ_CONS if not self.commands.enabled:
+                self.commands.ring.cons = value & (0xF_FFFF | 0x7F << COMMAND_ERROR_SHIFT)
+            case Register.EVENTQ_BASE if not self.events.enabled:
+                self.events.ring.base = QueueBase(value & _field_mask(QueueBase))
+            case Register.EVENTQ_PROD if not self.events.enabled:
+                self.events.ring.prod = value & (0xF_FFFF | QUEUE_OVERFLOW)
+            case Register.EVENTQ_CONS:
+                self.events.ring.cons = value & (0xF_FFFF | QUEUE_OVERFLOW)
+            case _:
+                pass  # read-only, reserved or not writable now
+
+    def _requested(self, mask: int) -> int:
+        """Bits of CR0 or of its acknowledgement: either one guards a register."""
+        registers = self._registers
+        return (registers.get(Register.CR0, 0) | registers.get(Register.CR0ACK, 0)) & mask
+
+    def _irq_off(self, offset: int) -> bool:
+        control = IrqCtrl(self._registers.get(Register.IRQ_CTRL, 0))
+        return not (control.gerror_irqen if offset < Register.STRTAB_BASE else control.eventq_irqen)
+
+    # Enables (6.3.9, 6.3.14)
+
+    def _write_cr0(self, value: int) -> None:
+        self._registers[Register.CR0] = value
+        cr0 = Cr0(value)
+        self.events.enabled = cr0.eventqen
+        self.commands.enabled = cr0.cmdqen
+        if self._enabled and not cr0.smmuen:
+            # The acknowledgement comes when the transactions that were translated are done.
+            self._draining = True
+            self.in_flight.when_done(self._drained)
+        self._enabled = cr0.smmuen
+        self._settle_cr0()
+        self.step()
+
+    def _drained(self) -> None:
+        self._draining = False
+        self._settle_cr0()
+
+    def _settle_cr0(self) -> None:
+        """CR0ACK follows CR0, less what still waits for transactions in flight."""
+        acknowledged = Cr0(self._registers.get(Register.CR0, 0))
+        if self._draining:
+            acknowledged.smmuen = True
+        if self.commands.waiting:
+            acknowledged.cmdqen = True
+        self._registers[Register.CR0ACK] = acknowledged.value
+
+    def _write_gbpa(self, value: int) -> None:
+        """Only a write with UPDATE counts, and none while an update is under way (6.3.14)."""
+        registers = self._registers
+        update = Gbpa.update.mask << Gbpa.update.low
+        if not value & update or registers[Register.GBPA] & update:
+            return
+        registers[Register.GBPA] = value & _GBPA | update
+
+        def updated() -> None:
+            registers[Register.GBPA] &= ~update
+
+        self.in_flight.when_done(updated)
+
+    # Errors and interrupts (6.3.18, 3.18)
+
+    def _raise_error(self, error: GlobalError) -> None:
+        registers = self._registers
+        gerror = registers.get(Register.GERROR, 0)
+        if (gerror ^ registers.get(Register.GERRORN, 0)) & error:
+            return  # active already
+        registers[Register.GERROR] = gerror ^ error
+        if self.tracer:
+            self.tracer.emit(GlobalErrorRaised(str(error.name)))
+        if IrqCtrl(registers.get(Register.IRQ_CTRL, 0)).gerror_irqen:
+            self._signal(Register.GERROR_IRQ_CFG0, GlobalError.MSI_GERROR_ABT_ERR)
+
+    def _write_gerrorn(self, value: int) -> None:
+        self._registers[Register.GERRORN] = value & _ERRORS
+        gerror = self._registers.get(Register.GERROR, 0)
+        if self.commands.stopped and not (gerror ^ value) & GlobalError.CMDQ_ERR:
+            self.commands.stopped = False
+            self.step()
+
+    def _event_interrupt(self) -> None:
+        if IrqCtrl(self._registers.get(Register.IRQ_CTRL, 0)).eventq_irqen:
+            self._signal(Register.EVENTQ_IRQ_CFG0, GlobalError.MSI_EVENTQ_ABT_ERR)
+
+    def _signal(self, cfg0: int, on_abort: GlobalError) -> None:
+        """The MSI that is configured at `cfg0`, or else the wired interrupt."""
+        address = self._registers.get(cfg0, 0)
+        if not address:
+            self._interrupt()
+            return
+        try:
+            self._memory.store_u32(address, self._registers.get(cfg0 + 8, 0))
+        except BusError:
+            # An MSI that reports an error of itself would not end.
+            if cfg0 != Register.GERROR_IRQ_CFG0:
+                self._raise_error(on_abort)
+            else:
+                self._registers[Register.GERROR] = (
+                    self._registers.get(Register.GERROR, 0) | on_abort
+                )
+
+    # Work
+
+    @property
+    def busy(self) -> bool:
+        """`step` has something to do."""
+        return self.commands.busy
+
+    def step(self) -> bool:
+        """Consume some commands; True when more can be consumed."""
+        self.commands.step()
+        self._settle_cr0()
+        return self.commands.busy
+
+    def translate(self, access: Access, iova: int, size: int) -> Translation:
+        """Translate `size` bytes from `iova`, or as many as go through before the first fault.
+
+        The transaction is in flight from here until `retire`. Raises `TransactionAborted` when the first byte does not
+        go through; the event is recorded then.
+        """
+        try:
+            translation = self._route(access, iova, size)
+        except Fault as fault:
+            record = fault.record
+            if self.tracer:
+                name = None if record is None else record.event.name
+                self.tracer.emit(
+                    Aborted(access.stream_id, access.substream_id, iova, access.write, name)
+                )
+            if record is not None and self._enabled and self._records(record.event):
+                self.events.record(record)
+            raise TransactionAborted(access, iova, record) from None
+        self.in_flight.add(translation)
+        if self.tracer:
+            self.tracer.emit(
+                Translated(
+                    access.stream_id,
+                    access.substream_id,
+                    iova,
+                    translation.size,
+                    access.write,
+                    len(translation.runs) // 2,
+                    translation.runs[0],
+                )
+            )
+        return translation
+
+    def retire(self, translation: Translation) -> None:
+        """The transaction is done: its bytes moved, or it was given up."""
+        self.in_flight.retire(translation)
+
+    def _records(self, event: EventType) -> bool:
+        # C_BAD_STREAMID only on request (6.3.12).
+        return (
+            event != EventType.C_BAD_STREAMID or Cr2(self._registers.get(Register.CR2, 0)).recinvsid
+        )
+
+    def _route(self, access: Access, iova: int, size: int) -> Translation:
+        if self._enabled:
+            self.configuration.fetched = self._fetched if self.tracer else None
+            return self._translator.translate(access, iova, size)
+        if Gbpa(self._registers[Register.GBPA]).abort:
+            raise Fault(None)
+        try:
+            return self._translator.bypass(access, iova, size)
+        except Fault:
+            raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
+
+    def _fetched(self, structure: str, access: Access, address: int, content: object) -> None:
+        self.tracer.emit(
+            StructureFetched(
+                structure, access.stream_id, access.substream_id, address, str(content)
+            )
+        )
+
+    def _prefetch(self, command: StreamCommand) -> None:
+        """Fill the caches; a fault on the way is nobody's business (4.2)."""
+        substream_id = command.substream_id if command.ssv else None
+        access = Access(command.stream_id, substream_id, privileged=True)
+        if not self._enabled:
+            return
+        try:
+            if command.opcode == Opcode.CMD_PREFETCH_ADDR:
+                self._translator.translate(access, command.value >> 64 & ~0xFFF, 1)
+            else:
+                self.configuration.lookup(access)
+        except Fault:
+            pass
+
+
+def _register_name(offset: int) -> str:
+    try:
+        return Register(offset).name
+    except ValueError:
+        return hex(offset)
