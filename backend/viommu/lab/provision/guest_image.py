@@ -1,6 +1,6 @@
 """What a guest boots: Debian's cloud kernel, and an initramfs of busybox, modules and Python.
 
-Packages are unpacked on the host; nothing of the guest's architecture runs.
+Packages are unpacked on the host; nothing of another architecture runs.
 """
 
 import os
@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from viommu.lab import cpio
 from viommu.lab.cpio import CpioEntry, write_cpio
 from viommu.lab.provision import kernel_modules
-from viommu.lab.provision.apt import STABLE, Archive, PrivateApt, unpack
+from viommu.lab.provision.apt import STABLE, Archive, PrivateApt, host_architecture, unpack
+from viommu.lab.provision.bytecode import compile_library
 from viommu.lab.provision.cache import Cache, Entry, ProvisionError, recipe_key
 from viommu.lab.provision.kernel_modules import KernelModule, modules_alias, modules_dep
 from viommu.lab.provision.progress import Say
 
 _HERE = Path(__file__).parent
-_INIT = _HERE / "guest_init"
 _PYTHON = "python3.13"
 
 
@@ -60,8 +59,8 @@ _LIBRARIES = re.compile(
 
 
 def key(guest: Guest) -> str:
-    recipe = (_HERE / "guest_image.py", _INIT, Path(cpio.__file__), Path(kernel_modules.__file__))
-    return recipe_key(guest.architecture, *recipe)
+    names = ("guest_image.py", "guest_init", "bytecode.py", "kernel_modules.py", "../cpio.py")
+    return recipe_key(guest.architecture, *(_HERE / name for name in names))
 
 
 def provide(guest: Guest, cache: Cache, apt: PrivateApt, say: Say) -> Entry:
@@ -79,34 +78,40 @@ def provide(guest: Guest, cache: Cache, apt: PrivateApt, say: Say) -> Entry:
     }
 
 
-def _wanted(archive: Archive, guest: Guest) -> bool:
-    if archive.architecture not in {guest.debian, "all"}:
-        return False
+def _userland_packages(debian: str, apt: PrivateApt) -> list[Archive]:
+    """Python and the libraries that it needs, for one architecture."""
     libraries = {"libc6", "libexpat1", "libffi8", "zlib1g"}
-    python = {f"{_PYTHON}-minimal", f"lib{_PYTHON}-minimal", f"lib{_PYTHON}-stdlib"}
-    kernel = re.match(r"linux-image-\d", archive.package)
-    return kernel is not None or archive.package in {"busybox-static", *libraries, *python}
+    python = (f"{_PYTHON}-minimal", f"lib{_PYTHON}-minimal", f"lib{_PYTHON}-stdlib")
+    closure = apt.closure(python, architecture=debian)
+    return [
+        archive
+        for archive in closure
+        if archive.architecture == debian and archive.package in {*libraries, *python}
+    ]
+
+
+def _system_packages(debian: str, apt: PrivateApt) -> list[Archive]:
+    """The kernel and busybox."""
+    closure = apt.closure((f"linux-image-cloud-{debian}", "busybox-static"), architecture=debian)
+    return [
+        archive
+        for archive in closure
+        if archive.package == "busybox-static" or re.match(r"linux-image-\d", archive.package)
+    ]
 
 
 def _build(guest: Guest, name: str, cache: Cache, apt: PrivateApt, say: Say) -> None:
     purpose = f"the {guest.architecture} guest"
-    roots = (
-        f"linux-image-cloud-{guest.debian}",
-        "busybox-static",
-        f"{_PYTHON}-minimal",
-        f"lib{_PYTHON}-stdlib",
-    )
-    archives = [
-        archive
-        for archive in apt.closure(roots, architecture=guest.debian)
-        if _wanted(archive, guest)
-    ]
-    files = apt.fetch(archives, purpose)
+    guest_archives = _system_packages(guest.debian, apt) + _userland_packages(guest.debian, apt)
+    host_archives = _userland_packages(host_architecture(), apt)
+    both = list(dict.fromkeys(guest_archives + host_archives))
+    files = dict(zip(both, apt.fetch(both, purpose), strict=True))
     say(f"Building the initramfs of {purpose}")
     with cache.building(name) as work:
-        root = work / "root"
-        for file in files:
-            unpack(file, root, _is_for_guest)
+        root, host = work / "root", work / "host"
+        for archives, into in ((guest_archives, root), (host_archives, host)):
+            for archive in archives:
+                unpack(files[archive], into, _is_for_guest)
         kernels = sorted((root / "boot").glob("vmlinuz-*"))
         if len(kernels) != 1:
             raise ProvisionError(
@@ -114,12 +119,14 @@ def _build(guest: Guest, name: str, cache: Cache, apt: PrivateApt, say: Say) -> 
             )
         release = kernels[0].name.removeprefix("vmlinuz-")
         modules = kernel_modules.select_modules(root / "usr/lib/modules" / release, MODULES)
+        compile_library(host, _PYTHON, root / "usr/lib" / _PYTHON, root)
         entries = [*_skeleton(), *_userland(root), *_module_tree(release, modules)]
         (work / "initramfs.cpio").write_bytes(write_cpio(entries))
         kernels[0].rename(work / "vmlinuz")
         (work / "release").write_text(release)
         (work / "modules").write_text("\n".join(module.name for module in modules))
         shutil.rmtree(root)
+        shutil.rmtree(host)
 
 
 def _is_for_guest(path: str) -> bool:
@@ -145,7 +152,7 @@ def _skeleton() -> Iterator[CpioEntry]:
     yield CpioEntry.symlink("sbin", "usr/bin")
     yield CpioEntry.symlink("lib", "usr/lib")
     yield CpioEntry.symlink("lib64", "usr/lib64")
-    yield CpioEntry.file("init", _INIT.read_bytes(), 0o755)
+    yield CpioEntry.file("init", (_HERE / "guest_init").read_bytes(), 0o755)
     yield CpioEntry.symlink("usr/bin/python3", _PYTHON)
 
 
