@@ -1,0 +1,235 @@
+"""The command queue and the event queue (IHI 0070, 3.5 and chapters 4 and 7)."""
+
+from enum import Enum
+
+from viommu.driver.access import Memory, Poll, Registers
+from viommu.driver.errors import CommandQueueError
+from viommu.layouts.commands import (
+    COMMAND_SIZE,
+    Command,
+    CompletionSignal,
+    Opcode,
+    SyncCommand,
+)
+from viommu.layouts.records import EVENT_RECORD_SIZE, EventRecord
+from viommu.layouts.registers import (
+    COMMAND_ERROR_SHIFT,
+    QUEUE_OVERFLOW,
+    CommandError,
+    GlobalError,
+    QueueBase,
+    Register,
+)
+
+_QUEUE_ALIGNMENT = 32
+_COMMAND_ERROR_MASK = 0x7F
+_CACHED = 0xF
+"""MSIAttr: Normal, write-back, cacheable."""
+_INNER_SHAREABLE = 3
+_MEMORY_LOOKS = 64
+"""How often to look at a word in memory between two reads of GERROR, which are far dearer."""
+
+
+class Completion(Enum):
+    """How the driver learns that a CMD_SYNC completed (4.7.3)."""
+
+    CONS = "cons"
+    """CS = SIG_NONE: poll until CMDQ_CONS has passed it."""
+    SEV = "sev"
+    """CS = SIG_SEV: the event would end a WFE; a program without WFE polls CMDQ_CONS as well."""
+    MSI = "msi"
+    """CS = SIG_IRQ: the SMMU writes a word to memory, and that is polled."""
+
+
+class Ring:
+    """The arithmetic of PROD and CONS: an index of `log2size` bits with one wrap bit above it (3.5.1)."""
+
+    __slots__ = ("entries", "log2size", "pointer_mask")
+
+    def __init__(self, log2size: int) -> None:
+        self.log2size = log2size
+        self.entries = 1 << log2size
+        self.pointer_mask = 2 * self.entries - 1
+
+    def index(self, pointer: int) -> int:
+        """The entry that `pointer` is at."""
+        return pointer & self.entries - 1
+
+    def used(self, prod: int, cons: int) -> int:
+        """The entries between `cons` and `prod`: 0 is empty, `entries` is full."""
+        return (prod - cons) & self.pointer_mask
+
+    def advance(self, pointer: int, count: int = 1) -> int:
+        """`pointer` moved by `count` entries, other bits dropped."""
+        return (pointer + count) & self.pointer_mask
+
+
+class CommandQueue:
+    """Puts commands in memory, rings the SMMU, and waits for their completion.
+
+    Call `program` while CR0.CMDQEN is 0, and issue once it is 1.
+    """
+
+    def __init__(
+        self,
+        registers: Registers,
+        memory: Memory,
+        log2size: int,
+        poll: Poll,
+        completion: Completion = Completion.CONS,
+    ) -> None:
+        self.ring = Ring(log2size)
+        self.completion = completion
+        self._registers, self._memory, self._poll = registers, memory, poll
+        size = COMMAND_SIZE << log2size
+        self.buffer = memory.allocate(size, max(size, _QUEUE_ALIGNMENT))
+        self._message = memory.allocate(64, 64)
+        self._prod = 0
+        # As it was last seen: it only moves on, so there is at least the room that it says.
+        self._cons = 0
+        self._serial = 0
+
+    def program(self) -> None:
+        """Write CMDQ_BASE, PROD and CONS, which empties the queue (6.3.26)."""
+        base = QueueBase(addr=self.buffer.address, log2size=self.ring.log2size, hint=True)
+        self._prod = self._cons = 0
+        self._registers.write64(Register.CMDQ_BASE, base.value)
+        self._registers.write32(Register.CMDQ_PROD, 0)
+        self._registers.write32(Register.CMDQ_CONS, 0)
+
+    def issue(self, *commands: Command) -> None:
+        """Hand the commands to the SMMU, which may carry them out at any later time.
+
+        Raises `DriverTimeout` when the queue stays full, `CommandQueueError` when the SMMU stopped at a command.
+        """
+        words, ring = self.buffer.words, self.ring
+        for command in commands:
+            if ring.used(self._prod, self._cons) == ring.entries:
+                self._ring_doorbell()
+                self._poll.until(self._has_room, "room in the command queue")
+            place = 2 * ring.index(self._prod)
+            words[place], words[place + 1] = command.qwords()
+            self._prod = ring.advance(self._prod)
+        self._ring_doorbell()
+
+    def sync(self) -> None:
+        """Issue CMD_SYNC and return when every command before it is complete, with its effect (4.7.3).
+
+        Raises `DriverTimeout`, or `CommandQueueError` when the SMMU stopped at a command.
+        """
+        if self.completion is Completion.MSI:
+            self._sync_by_message()
+            return
+        sev = self.completion is Completion.SEV
+        signal = CompletionSignal.SIG_SEV if sev else CompletionSignal.SIG_NONE
+        self.issue(SyncCommand(opcode=Opcode.CMD_SYNC, cs=signal))
+        self._poll.until(self._is_empty, "CMD_SYNC")
+
+    def close(self) -> None:
+        """Give the memory back. Only once CR0ACK.CMDQEN is 0."""
+        self._memory.free(self.buffer)
+        self._memory.free(self._message)
+
+    def raise_error(self) -> None:
+        """Raise `CommandQueueError` if GERROR says that consumption stopped, after starting it again.
+
+        The command is replaced by a CMD_SYNC when it is the command itself that is at fault (CERROR_ILL): consumption
+        goes on by fetching the same entry anew (7.1).
+        """
+        gerror, gerrorn = (self._registers.read32(r) for r in (Register.GERROR, Register.GERRORN))
+        if not (gerror ^ gerrorn) & GlobalError.CMDQ_ERR:
+            return
+        cons = self._registers.read32(Register.CMDQ_CONS)
+        code = cons >> COMMAND_ERROR_SHIFT & _COMMAND_ERROR_MASK
+        index = self.ring.index(cons)
+        words = self.buffer.words
+        entry = words[2 * index + 1] << 64 | words[2 * index]
+        if code == CommandError.CERROR_ILL:
+            words[2 * index], words[2 * index + 1] = SyncCommand(opcode=Opcode.CMD_SYNC).qwords()
+        self._registers.write32(Register.GERRORN, gerrorn ^ GlobalError.CMDQ_ERR)
+        raise CommandQueueError(code, index, entry)
+
+    def _sync_by_message(self) -> None:
+        # A serial number, so that the write of an earlier CMD_SYNC that timed out is not taken for this one's.
+        self._serial = serial = self._serial + 1 & 0xFFFF_FFFF
+        self.issue(
+            SyncCommand(
+                opcode=Opcode.CMD_SYNC,
+                cs=CompletionSignal.SIG_IRQ,
+                msh=_INNER_SHAREABLE,
+                msi_attr=_CACHED,
+                msi_data=serial,
+                msi_address=self._message.address,
+            )
+        )
+        dwords = self._message.dwords
+
+        def arrived() -> bool:
+            for _ in range(_MEMORY_LOOKS):
+                if dwords[0] == serial:
+                    return True
+            self.raise_error()
+            return dwords[0] == serial
+
+        self._poll.until(arrived, "the message of CMD_SYNC")
+        self._cons = self._prod
+
+    def _ring_doorbell(self) -> None:
+        self._registers.write32(Register.CMDQ_PROD, self._prod)
+
+    def _look(self) -> None:
+        cons = self._registers.read32(Register.CMDQ_CONS)
+        # ERR keeps its last value after an error was acknowledged: GERROR decides whether there is one (6.3.28).
+        if cons >> COMMAND_ERROR_SHIFT & _COMMAND_ERROR_MASK:
+            self.raise_error()
+        self._cons = cons & self.ring.pointer_mask
+
+    def _has_room(self) -> bool:
+        self._look()
+        return self.ring.used(self._prod, self._cons) < self.ring.entries
+
+    def _is_empty(self) -> bool:
+        self._look()
+        return self._cons == self._prod
+
+
+class EventQueue:
+    """Takes event records out of memory. Call `program` while CR0.EVENTQEN is 0."""
+
+    def __init__(self, registers: Registers, memory: Memory, log2size: int) -> None:
+        self.ring = Ring(log2size)
+        self.overflows = 0
+        """How often the SMMU found the queue full and lost records."""
+        self._registers, self._memory = registers, memory
+        size = EVENT_RECORD_SIZE << log2size
+        self.buffer = memory.allocate(size, max(size, _QUEUE_ALIGNMENT))
+        self._cons = 0
+
+    def program(self) -> None:
+        """Write EVENTQ_BASE, PROD and CONS, which empties the queue (6.3.29)."""
+        base = QueueBase(addr=self.buffer.address, log2size=self.ring.log2size, hint=True)
+        self._cons = 0
+        self._registers.write64(Register.EVENTQ_BASE, base.value)
+        self._registers.write32(Register.EVENTQ_PROD, 0)
+        self._registers.write32(Register.EVENTQ_CONS, 0)
+
+    def read(self) -> list[EventRecord]:
+        """Every record in the queue, oldest first; frees their places and acknowledges an overflow (7.4)."""
+        prod = self._registers.read32(Register.EVENTQ_PROD)
+        ring, view = self.ring, self.buffer.view
+        records = []
+        for step in range(ring.used(prod, self._cons)):
+            place = EVENT_RECORD_SIZE * ring.index(self._cons + step)
+            records.append(EventRecord.from_bytes(view[place : place + EVENT_RECORD_SIZE]))
+        acknowledged = self._cons & QUEUE_OVERFLOW
+        if prod & QUEUE_OVERFLOW != acknowledged:
+            self.overflows += 1
+        consumed = ring.advance(self._cons, len(records)) | prod & QUEUE_OVERFLOW
+        if consumed != self._cons:
+            self._cons = consumed
+            self._registers.write32(Register.EVENTQ_CONS, consumed)
+        return records
+
+    def close(self) -> None:
+        """Give the memory back. Only once CR0ACK.EVENTQEN is 0."""
+        self._memory.free(self.buffer)
