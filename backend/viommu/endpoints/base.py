@@ -16,9 +16,9 @@ class Identity(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A memory BAR of `size` bytes, a power of two."""
+    """A memory BAR of `size` bytes, a power of two. A 64-bit one takes the next index too."""
 
-    index: int
+    number: int
     size: int
     is_64bit: bool = True
     prefetchable: bool = True
@@ -27,11 +27,23 @@ class Bar(NamedTuple):
 class Endpoint(Protocol):
     """A PCI function. It has no thread and no clock; MMIO and `step` drive it."""
 
-    identity: Identity
-    bars: tuple[Bar, ...]
-    msix_vectors: int
-    interrupt: Callable[[int], None]
-    """Set by the server: pulses the MSI-X vector, or INTx when MSI-X is off."""
+    interrupt: Callable[[int], bool]
+    """Set by the server: sends the MSI-X vector, or INTx when that is in use. False when nobody listens."""
+
+    @property
+    def identity(self) -> Identity:
+        """Its IDs."""
+        ...
+
+    @property
+    def bars(self) -> tuple[Bar, ...]:
+        """Its BARs."""
+        ...
+
+    @property
+    def msix_vectors(self) -> int:
+        """How many MSI-X vectors it can use; where MSI-X cannot work the server gives it INTx alone."""
+        ...
 
     @property
     def busy(self) -> bool:

@@ -74,7 +74,7 @@ class Smmu:
         memory: GuestMemory,
         features: Features | None = None,
         tracer: Tracer | None = None,
-        interrupt: Callable[[], None] = lambda: None,
+        interrupt: Callable[[], object] = lambda: None,
     ) -> None:
         self.features = features or Features()
         self.tracer = tracer if tracer is not None else Tracer()
@@ -82,7 +82,7 @@ class Smmu:
         self.tlb = Tlb()
         self.configuration = Configuration(memory, self.features)
         self._memory = memory
-        self._interrupt = interrupt
+        self.interrupt = interrupt
         self.events = EventQueue(
             memory,
             self.features,
@@ -98,7 +98,7 @@ class Smmu:
             self.tlb,
             self.in_flight,
             raise_error=self._raise_error,
-            interrupt=self._interrupt,
+            interrupt=self._pulse,
             prefetch=self._prefetch,
             settled=self._settle_cr0,
         )
@@ -317,6 +317,9 @@ class Smmu:
             self.commands.stopped = False
             self.step()
 
+    def _pulse(self) -> None:
+        self.interrupt()
+
     def _event_interrupt(self) -> None:
         if IrqCtrl(self._registers.get(Register.IRQ_CTRL, 0)).eventq_irqen:
             self._signal(Register.EVENTQ_IRQ_CFG0, GlobalError.MSI_EVENTQ_ABT_ERR)
@@ -325,7 +328,7 @@ class Smmu:
         """The MSI that is configured at `cfg0`, or else the wired interrupt."""
         address = self._registers.get(cfg0, 0)
         if not address:
-            self._interrupt()
+            self.interrupt()
             return
         try:
             self._memory.store_u32(address, self._registers.get(cfg0 + 8, 0))

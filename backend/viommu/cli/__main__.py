@@ -1,0 +1,3 @@
+from viommu.cli import app
+
+app()

@@ -1,0 +1,107 @@
+"""The devices of a machine, served by a process of their own, as they are for a user."""
+
+import json
+import os
+import select
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from viommu.lab.errors import LabError
+from viommu.lab.process import BoundProcess
+from viommu.lab.rundir import RunDirectory
+
+_START_LIMIT = 30.0  # seconds
+
+
+class ServerFailed(LabError):
+    """The process that serves the devices did not start, or ended."""
+
+
+class Serving:
+    """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
+
+    `sockets` maps the names of the devices to their sockets. With `trace`, `events()` reads what happened so far.
+    """
+
+    def __init__(
+        self, machine: str | Path, *, trace: bool = False, seed: int = 0
+    ) -> None:
+        self._directory = RunDirectory()
+        self._trace = self._directory.path / "trace.jsonl" if trace else None
+        reader, writer = os.pipe()
+        argv = [sys.executable, "-P", "-m", "viommu.cli", "serve", str(machine)]
+        argv += ["--directory", str(self._directory.path), "--seed", str(seed)]
+        argv += ["--ready-fd", str(writer)]
+        if self._trace is not None:
+            argv += ["--trace", str(self._trace)]
+        try:
+            self._process = BoundProcess(argv, pass_fds=(writer,))
+        except BaseException:
+            os.close(reader)
+            self._directory.close()
+            raise
+        finally:
+            os.close(writer)
+        try:
+            self.sockets: Mapping[str, Path] = self._wait(reader)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(reader)
+
+    def _wait(self, reader: int) -> dict[str, Path]:
+        text = b""
+        while not text.endswith(b"\n"):
+            ready, _, _ = select.select([reader], [], [], _START_LIMIT)
+            chunk = os.read(reader, 65536) if ready else b""
+            if not chunk:
+                self._process.wait(1.0)
+                said = self.output().splitlines() or ["it said nothing"]
+                raise ServerFailed(f"`viommu serve` did not start: {said[-1]}")
+            text += chunk
+        return {name: Path(path) for name, path in json.loads(text).items()}
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The server's exit code; None while it serves."""
+        return self._process.exit_code
+
+    def output(self) -> str:
+        """What the server has logged."""
+        return self._process.output()
+
+    def events(self, *, after: int = 0) -> Iterator[dict[str, Any]]:
+        """The events of the trace with a `seq` above `after`, as far as they are written."""
+        if self._trace is None:
+            raise ValueError("the trace is off: pass trace=True")
+        with self._trace.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    event = json.loads(line)
+                    if event["seq"] > after:
+                        yield event
+
+    def close(self) -> None:
+        """End the server and remove its directory."""
+        self._process.close()
+        self._directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

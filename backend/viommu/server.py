@@ -1,0 +1,292 @@
+"""Puts the models of one machine on vfio-user sockets, and runs them all in the one event loop.
+
+Each function has its own socket and its own view of guest RAM. Requests of the guest come first; between them the
+scheduler lets one model do one small step, so that DMA is in flight while the guest goes on. The order of steps comes
+from one seed.
+"""
+
+import logging
+import select
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import TracebackType
+from typing import Protocol, Self
+
+from vfio_user import ClientLost, DmaRegion, PciDevice, ResetType
+
+from viommu.endpoints.base import Bar, Endpoint, Identity
+from viommu.endpoints.port import DmaPort
+from viommu.endpoints.test_engine import SmmuTestEngine
+from viommu.layouts.registers import REGISTER_FRAME_SIZE
+from viommu.memory import GuestMemory
+from viommu.smmu import Features, Smmu
+from viommu.trace import Event, Tracer
+
+_log = logging.getLogger(__name__)
+_IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
+_SPIN = 8
+
+SMMU_IDENTITY = Identity(vendor_id=0x1234, device_id=0x5303, class_code=0x080600)
+"""An IOMMU by its class code; the numbers are of QEMU's space for experiments."""
+
+
+class FunctionSpec(Protocol):
+    """What the server must know of a function: `viommu.lab.config.Device` says it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def stream_id(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClientAttached(Event):
+    """A QEMU connected to the function's socket."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClientDetached(Event):
+    """The QEMU of the function's socket is gone; the function was reset."""
+
+    function: str
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionReset(Event):
+    """The guest reset the function."""
+
+    function: str
+    reset: str
+
+
+@dataclass(frozen=True, slots=True)
+class BusMasterChanged(Event):
+    """The guest allowed DMA of the function, or forbade it."""
+
+    function: str
+    enabled: bool
+
+
+class _SmmuFunction:
+    """The SMMU as the server sees a function: its registers are BAR 0."""
+
+    identity = SMMU_IDENTITY
+    bars = (Bar(0, REGISTER_FRAME_SIZE),)
+    msix_vectors = 0
+
+    def __init__(self, smmu: Smmu) -> None:
+        self._smmu = smmu
+        self.interrupt: Callable[[int], bool] = lambda _: False
+        smmu.interrupt = lambda: self.interrupt(0)
+
+    @property
+    def busy(self) -> bool:
+        return self._smmu.busy
+
+    def read(self, bar: int, offset: int, size: int) -> int:  # noqa: ARG002 - there is one BAR
+        return self._smmu.read(offset, size)
+
+    def write(self, bar: int, offset: int, size: int, value: int) -> None:  # noqa: ARG002
+        self._smmu.write(offset, size, value)
+
+    def step(self) -> bool:
+        return self._smmu.step()
+
+    def reset(self) -> None:
+        self._smmu.reset()
+
+
+class _Function:
+    """A model on its socket."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Endpoint,
+        memory: GuestMemory,
+        port: DmaPort | None,
+        socket_path: Path,
+        tracer: Tracer,
+        msix: bool,
+    ) -> None:
+        self.name, self.model = name, model
+        self._memory, self._port, self._tracer = memory, port, tracer
+        self.device = device = PciDevice(socket_path, **model.identity._asdict())
+        try:
+            for bar in model.bars:
+                device.add_bar(
+                    bar.number,
+                    bar.size,
+                    read=self._reader(bar.number),
+                    write=self._writer(bar.number),
+                    is_64bit=bar.is_64bit,
+                    prefetchable=bar.prefetchable,
+                )
+            vectors = model.msix_vectors if msix else 0
+            device.set_interrupts(intx=1, msix=vectors, msix_bar=4 if vectors else None)
+            device.realize()
+        except BaseException:
+            device.close()
+            raise
+        self._vectors = max(1, vectors)
+        self._descriptor = -1
+        device.on_dma_map = self._map
+        device.on_dma_unmap = self._unmap
+        device.on_reset = self._reset
+        device.on_config_write = lambda _offset, _data: self._follow_bus_master()
+        device.on_disconnect = self._disconnected
+        model.interrupt = self._interrupt
+
+    def _reader(self, bar: int) -> Callable[[int, int], int]:
+        read = self.model.read
+        return lambda offset, length: read(bar, offset, length)
+
+    def _writer(self, bar: int) -> Callable[[int, bytes], None]:
+        write = self.model.write
+        return lambda offset, data: write(bar, offset, len(data), int.from_bytes(data, "little"))
+
+    def _interrupt(self, vector: int) -> bool:
+        return vector < self._vectors and self.device.trigger_interrupt(vector)
+
+    def _map(self, region: DmaRegion) -> None:
+        self._memory.add_region(
+            region.iova, region.size, region.view, region.readable, region.writable
+        )
+
+    def _unmap(self, region: DmaRegion) -> None:
+        self._memory.remove_region(region.iova, region.size)
+
+    def _follow_bus_master(self) -> None:
+        if self._port is None or self._port.bus_master == self.device.bus_master:
+            return
+        self._port.bus_master = self.device.bus_master
+        if self._tracer:
+            self._tracer.emit(BusMasterChanged(self.name, self._port.bus_master))
+
+    def _reset(self, kind: ResetType) -> None:
+        self.model.reset()
+        self._follow_bus_master()
+        if self._tracer:
+            self._tracer.emit(FunctionReset(self.name, kind.name))
+
+    def _disconnected(self) -> None:
+        self.model.reset()
+        self._follow_bus_master()
+        if self._tracer:
+            self._tracer.emit(ClientDetached(self.name))
+
+    def serve(self, *, patient: bool) -> bool:
+        """Take a client, or what the client has sent. True when the descriptor to poll is another now.
+
+        `patient` is to look a little longer for the next request, when no other work waits.
+        """
+        if self.device.attached:
+            try:
+                self.device.run(spin=_SPIN if patient else 0)
+            except ClientLost:
+                _log.info("%s: the client is gone", self.name)
+        elif self.device.attach():
+            _log.info("%s: a client attached", self.name)
+            if self._tracer:
+                self._tracer.emit(ClientAttached(self.name))
+        else:
+            return False
+        return not self.device.attached or self._fresh()
+
+    def _fresh(self) -> bool:
+        descriptor = self.device.fileno()
+        changed, self._descriptor = descriptor != self._descriptor, descriptor
+        return changed
+
+
+class Server:
+    """Serves the functions of one machine on sockets in `directory`, named after them.
+
+    At most one function is the SMMU; every other reaches guest RAM through it. Raises what `vfio_user.PciDevice` does
+    when a socket cannot be had.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[FunctionSpec],
+        directory: Path,
+        *,
+        tracer: Tracer | None = None,
+        features: Features | None = None,
+        msix: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.tracer = tracer if tracer is not None else Tracer()
+        self.sockets: dict[str, Path] = {}
+        self._order = Random(seed)  # noqa: S311 - replayed, not secret
+        self._functions: list[_Function] = []
+        self._open = ExitStack()
+        self._stopped = False
+        smmu: Smmu | None = None
+        try:
+            for spec in sorted(functions, key=lambda spec: spec.model != "smmuv3"):
+                memory = GuestMemory()
+                port: DmaPort | None = None
+                model: Endpoint
+                if spec.model == "smmuv3":
+                    smmu = Smmu(memory, features, self.tracer)
+                    model = _SmmuFunction(smmu)
+                else:
+                    port = DmaPort(memory, spec.stream_id, smmu, self.tracer)
+                    model = SmmuTestEngine(
+                        port, name=spec.name, order=self._order, tracer=self.tracer
+                    )
+                path = directory / f"{spec.name}.sock"
+                function = _Function(spec.name, model, memory, port, path, self.tracer, msix)
+                self._open.callback(function.device.close)
+                self._functions.append(function)
+                self.sockets[spec.name] = path
+        except BaseException:
+            self._open.close()
+            raise
+
+    def run(self) -> None:
+        """Serve until `stop` is called, from a signal handler or a model's callback."""
+        poller, functions = self._poller()
+        while not self._stopped:
+            busy = [f for f in self._functions if f.model.busy]
+            changed = False
+            for descriptor, _ in poller.poll(0 if busy else _IDLE):
+                changed |= functions[descriptor].serve(patient=not busy)
+            if changed:
+                poller, functions = self._poller()
+            if busy:
+                self._order.choice(busy).model.step()
+
+    def _poller(self) -> "tuple[select.poll, dict[int, _Function]]":
+        poller = select.poll()
+        functions = {f.device.fileno(): f for f in self._functions}
+        for descriptor in functions:
+            poller.register(descriptor, select.POLLIN)
+        return poller, functions
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """End all connections and remove the sockets."""
+        self._open.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

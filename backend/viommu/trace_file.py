@@ -1,0 +1,46 @@
+"""The trace as a file: one JSON object a line, with a number and a time."""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from viommu.trace import Event, Tracer
+
+
+class TraceFile:
+    """Writes every event of `tracer` to `path` until it is closed.
+
+    Each line has `kind`, `seq` (from 1), `time` (seconds since the file was opened) and the event's own fields.
+    """
+
+    def __init__(self, tracer: Tracer, path: Path) -> None:
+        # Line-buffered: a reader may follow along, and a killed server loses nothing.
+        self._file = path.open("w", buffering=1, encoding="utf-8")
+        self._start = time.monotonic()
+        self._count = 0
+        self._unsubscribe = tracer.subscribe(self._write)
+
+    def _write(self, event: Event) -> None:
+        self._count += 1
+        seconds = round(time.monotonic() - self._start, 6)
+        line = {"seq": self._count, "time": seconds, **event.as_dict()}
+        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+    def close(self) -> None:
+        """Stop writing. Idempotent."""
+        if not self._file.closed:
+            self._unsubscribe()
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
