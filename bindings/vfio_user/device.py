@@ -290,7 +290,7 @@ class PciDevice:
             self.on_attach()
         return True
 
-    def run(self, limit: int = 64, spin: int = 8) -> int:
+    def run(self, limit: int = 64, spin: int = 16) -> int:
         """Handle the requests that are there and return how many; at most `limit`.
 
         After each request it looks `spin` more times for the next one: a client that waits for
