@@ -72,6 +72,11 @@ class CommandQueue:
         self.enabled = self.stopped = self.waiting = self._invalidated = False
 
     @property
+    def active(self) -> bool:
+        """CMDQEN is 1, or still acknowledged as 1: the queue's registers are read-only."""
+        return self.enabled or self.waiting
+
+    @property
     def busy(self) -> bool:
         """There is a command that can be consumed now."""
         return self.enabled and not self.stopped and not self.waiting and not self.ring.empty
@@ -189,7 +194,9 @@ class CommandQueue:
         if command.cs == CompletionSignal.SIG_IRQ:
             if command.msi_address:
                 try:
-                    self._memory.store_u32(command.msi_address, command.msi_data)
+                    # Truncated to the OAS (3.4.3).
+                    address = command.msi_address & (1 << self._features.output_address_bits) - 1
+                    self._memory.store_u32(address, command.msi_data)
                 except BusError:
                     self._raise_error(GlobalError.MSI_CMDQ_ABT_ERR)
             else:

@@ -15,7 +15,6 @@ from viommu.layouts.tables import (
     ContextDescriptor,
     ContextTableLevel1,
     S1Default,
-    S1Format,
     SteConfig,
     StreamTableEntry,
     StreamTableLevel1,
@@ -28,10 +27,14 @@ from viommu.smmu.tlb import GLOBAL, Tag
 from viommu.smmu.walk import Regime, TableBase
 
 STE_SIZE = CD_SIZE = 64
-_CACHE_LIMIT = 4096  # streams, and CDs of one stream: a bound on memory, not a property
+_CACHE_LIMIT = 4096  # STEs, and CDs: a bound on memory, not a property
 
 Bypass = None
 """Stage 1 does not translate: the address goes out as it came in."""
+
+
+def _aligned(pointer: int, size: int) -> int:
+    return pointer & -size
 
 
 class Configuration:
@@ -45,7 +48,7 @@ class Configuration:
         self._memory = memory
         self._features = features
         self._stes: dict[int, StreamTableEntry] = {}
-        self._regimes: dict[int, dict[int, Regime]] = {}
+        self._regimes: dict[tuple[int, int], Regime] = {}
         self.base = StrtabBase()
         self.base_cfg = StrtabBaseCfg()
         self.fetched: Callable[[str, Access, int, object], None] | None = None
@@ -53,7 +56,7 @@ class Configuration:
 
     def __len__(self) -> int:
         """Cached structures."""
-        return len(self._stes) + sum(len(cds) for cds in self._regimes.values())
+        return len(self._stes) + len(self._regimes)
 
     # Invalidation (4.3)
 
@@ -65,17 +68,19 @@ class Configuration:
     def invalidate_streams(self, stream_id: int, range_log2: int = 0) -> None:
         """The STEs of an aligned group of 2^range_log2 StreamIDs, and all CDs reached through them (4.3.1, 4.3.2)."""
         group = stream_id >> range_log2
-        for cache in (self._stes, self._regimes):
-            for cached in [s for s in cache if s >> range_log2 == group]:
-                del cache[cached]
+        for stream in [s for s in self._stes if s >> range_log2 == group]:
+            del self._stes[stream]
+        for key in [k for k in self._regimes if k[0] >> range_log2 == group]:
+            del self._regimes[key]
 
     def invalidate_cd(self, stream_id: int, substream_id: int) -> None:
         """CMD_CFGI_CD (4.3.3)."""
-        self._regimes.get(stream_id, {}).pop(substream_id, None)
+        self._regimes.pop((stream_id, substream_id), None)
 
     def invalidate_cds(self, stream_id: int) -> None:
         """CMD_CFGI_CD_ALL (4.3.4)."""
-        self._regimes.pop(stream_id, None)
+        for key in [k for k in self._regimes if k[0] == stream_id]:
+            del self._regimes[key]
 
     # Look-up
 
@@ -92,13 +97,13 @@ class Configuration:
         substream_id = self._select_substream(ste, access)
         if substream_id is None:
             return Bypass
-        regimes = self._regimes.setdefault(access.stream_id, {})
-        regime = regimes.get(substream_id)
+        key = access.stream_id, substream_id
+        regime = self._regimes.get(key)
         if regime is None:
             regime = self._fetch_cd(ste, access, substream_id)
-            if len(regimes) >= _CACHE_LIMIT or len(self._regimes) > _CACHE_LIMIT:
-                self._regimes = {}
-            self._regimes.setdefault(access.stream_id, {})[substream_id] = regime
+            if len(self._regimes) >= _CACHE_LIMIT:
+                self._regimes.clear()
+            self._regimes[key] = regime
         return regime
 
     def _load(self, address: int, access: Access, event: EventType) -> bytes:
@@ -119,15 +124,15 @@ class Configuration:
     def _ste_address(self, access: Access) -> int:
         """Linear or 2-level stream table (3.3.1)."""
         stream_id = access.stream_id
-        size = min(self.base_cfg.log2size, self._features.stream_id_bits)
-        if stream_id >> size:
+        size = self.base_cfg.log2size
+        if stream_id >> min(size, self._features.stream_id_bits):
             raise configuration_fault(EventType.C_BAD_STREAMID, access)
-        # The base is aligned to the size of the table, its lower bits are ignored (6.3.24).
+        # The base is aligned to LOG2SIZE as it was written, whatever SIDSIZE is (6.3.24).
         if self.base_cfg.fmt != StrtabFormat.TWO_LEVEL:
-            return self.base.addr & ~((STE_SIZE << size) - 1) | stream_id * STE_SIZE
+            return _aligned(self.base.addr, STE_SIZE << size) + stream_id * STE_SIZE
         # A reserved SPLIT behaves as 6 (6.3.25).
         split = self.base_cfg.split if self.base_cfg.split in (6, 8, 10) else 6
-        level_1 = self.base.addr & ~(max(64, 8 << max(0, size - split)) - 1)
+        level_1 = _aligned(self.base.addr, max(64, 8 << max(0, size - split)))
         address = level_1 + (stream_id >> split) * 8
         try:
             entry = StreamTableLevel1(self._memory.load_u64(address))
@@ -137,8 +142,7 @@ class Configuration:
         index = stream_id & (1 << split) - 1
         if not 1 <= entry.span <= split + 1 or index >> (entry.span - 1):
             raise configuration_fault(EventType.C_BAD_STREAMID, access)
-        table = entry.l2_ptr & ~((STE_SIZE << (entry.span - 1)) - 1)
-        return table + index * STE_SIZE
+        return _aligned(entry.l2_ptr, STE_SIZE << (entry.span - 1)) + index * STE_SIZE
 
     def _ste_illegal(self, ste: StreamTableEntry) -> bool:
         """The conditions of 5.2.2 that these features leave."""
@@ -146,23 +150,23 @@ class Configuration:
             return True
         if ste.config != SteConfig.S1_TRANSLATE:
             return False
-        return (
-            ste.s1_cd_max > self._features.substream_id_bits
-            or (ste.s1_cd_max > 0 and ste.s1_format not in list(S1Format))
-            or ste.strw != StreamWorld.NS_EL1
-            or ste.s1_stalld
-        )
+        # IDR0.HYP is 0: STRW is ignored. A reserved S1Fmt is no error either.
+        return self._cd_max(ste) > self._features.substream_id_bits or ste.s1_stalld
+
+    def _cd_max(self, ste: StreamTableEntry) -> int:
+        """S1CDMax, which is ignored when there are no substreams at all (5.2)."""
+        return ste.s1_cd_max if self._features.substream_id_bits else 0
 
     def _select_substream(self, ste: StreamTableEntry, access: Access) -> int | None:
         """Which CD to use (3.3.2, 5.2 S1DSS), None for a bypass of stage 1."""
-        substream_id = access.substream_id
+        substream_id, cd_max = access.substream_id, self._cd_max(ste)
         if substream_id is not None and (
-            ste.config == SteConfig.BYPASS or substream_id >> ste.s1_cd_max or not ste.s1_cd_max
+            ste.config == SteConfig.BYPASS or not cd_max or substream_id >> cd_max
         ):
             raise configuration_fault(EventType.C_BAD_SUBSTREAMID, access)
         if ste.config == SteConfig.BYPASS:
             return None
-        if ste.s1_cd_max == 0:
+        if not cd_max:
             return 0
         if substream_id is None:
             if ste.s1_dss == S1Default.BYPASS:
@@ -175,17 +179,22 @@ class Configuration:
         return substream_id
 
     def _fetch_cd(self, ste: StreamTableEntry, access: Access, substream_id: int) -> Regime:
-        address = ste.s1_context_ptr + substream_id * CD_SIZE
-        if ste.s1_cd_max and ste.s1_format != S1Format.LINEAR:
-            split = CD_LEAF_SPLIT[ste.s1_format]
-            address = ste.s1_context_ptr + (substream_id >> split) * 8
+        # Every table is aligned to its size, the lower bits of its pointer are ignored (5.2, S1Fmt).
+        cd_max = self._cd_max(ste)
+        split = CD_LEAF_SPLIT.get(ste.s1_format) if cd_max else None
+        if split is None:
+            address = _aligned(ste.s1_context_ptr, CD_SIZE << cd_max) + substream_id * CD_SIZE
+        else:
+            table = _aligned(ste.s1_context_ptr, max(64, 8 << max(0, cd_max - split)))
+            address = table + (substream_id >> split) * 8
             try:
                 entry = ContextTableLevel1(self._memory.load_u64(address))
             except BusError:
                 raise configuration_fault(EventType.F_CD_FETCH, access, address) from None
             if not entry.valid:
                 raise configuration_fault(EventType.C_BAD_SUBSTREAMID, access)
-            address = entry.l2_ptr + (substream_id & (1 << split) - 1) * CD_SIZE
+            leaf = _aligned(entry.l2_ptr, CD_SIZE << split)
+            address = leaf + (substream_id & (1 << split) - 1) * CD_SIZE
         cd = ContextDescriptor.from_bytes(self._load(address, access, EventType.F_CD_FETCH))
         if self.fetched:
             self.fetched("CD", access, address, cd)
@@ -203,7 +212,7 @@ class Configuration:
             or cd.s  # IDR0.STALL_MODEL is 1
             or cd.ha  # IDR0.HTTU is 0
             or cd.hd
-            or cd.endi  # IDR0.TTENDIAN: little-endian only
+            or (cd.endi and not (cd.epd0 and cd.epd1))  # IDR0.TTENDIAN: little-endian only
         ):
             return None
         # IPS above OAS, and the reserved value, behave as OAS (5.4).
@@ -227,7 +236,7 @@ class Configuration:
             halves.append(
                 TableBase(
                     # Aligned to the size of the first table, its lower bits are ignored (5.4).
-                    address=ttb & ~(max(64, entries * 8) - 1),
+                    address=_aligned(ttb, max(16, entries * 8)),
                     input_bits=64 - tsz,
                     granule=granule,
                     enabled=not epd,

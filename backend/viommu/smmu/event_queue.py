@@ -21,6 +21,7 @@ class EventQueue:
         tracer: Tracer,
         *,
         raise_error: Callable[[GlobalError], None],
+        error_active: Callable[[GlobalError], bool],
         interrupt: Callable[[], None],
     ) -> None:
         self.ring = Ring(EVENT_RECORD_SIZE, features.event_queue_log2)
@@ -28,6 +29,7 @@ class EventQueue:
         self._memory = memory
         self._tracer = tracer
         self._raise_error = raise_error
+        self._error_active = error_active
         self._interrupt = interrupt
 
     def record(self, record: EventRecord) -> None:
@@ -39,6 +41,9 @@ class EventQueue:
         ring = self.ring
         if not self.enabled:
             self._lost(record, "EVENTQEN is 0")
+            return
+        if self._error_active(GlobalError.EVENTQ_ABT_ERR):
+            self._lost(record, "EVENTQ_ABT_ERR is active")
             return
         if ring.full:
             if not (ring.prod ^ ring.cons) & QUEUE_OVERFLOW:

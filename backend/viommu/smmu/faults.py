@@ -41,7 +41,8 @@ def configuration_fault(event: EventType, access: Access, fetch_addr: int = 0) -
         EventRecord(
             event=event,
             stream_id=access.stream_id,
-            ssv=access.substream_id is not None,
+            # C_BAD_SUBSTREAMID has no SSV: its SubstreamID is always valid (7.3.9).
+            ssv=access.substream_id is not None and event != EventType.C_BAD_SUBSTREAMID,
             substream_id=access.substream_id or 0,
             fetch_addr=fetch_addr & ~7,
         )

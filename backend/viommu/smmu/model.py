@@ -88,6 +88,7 @@ class Smmu:
             self.features,
             self.tracer,
             raise_error=self._raise_error,
+            error_active=self._error_active,
             interrupt=self._event_interrupt,
         )
         self.commands = CommandQueue(
@@ -125,7 +126,7 @@ class Smmu:
         self.events.ring.reset()
         self.events.enabled = False
         self._enabled = False
-        self._draining = False
+        self._draining = self._drain_again = False
 
     # Registers
 
@@ -187,11 +188,11 @@ class Smmu:
             case Register.CMDQ_PROD:
                 return self.commands.ring.prod
             case Register.CMDQ_CONS:
-                return self.commands.ring.cons
+                return self.commands.ring.visible(self.commands.ring.cons)
             case Register.EVENTQ_BASE:
                 return self.events.ring.base.value
             case Register.EVENTQ_PROD:
-                return self.events.ring.prod
+                return self.events.ring.visible(self.events.ring.prod)
             case Register.EVENTQ_CONS:
                 return self.events.ring.cons
             case Register.STRTAB_BASE:
@@ -209,7 +210,7 @@ class Smmu:
             case Register.CR0:
                 self._write_cr0(value & _CR0)
             case Register.CR1:
-                keep = _CR1_QUEUE if self.commands.enabled or self.events.enabled else 0
+                keep = _CR1_QUEUE if self.commands.active or self.events.enabled else 0
                 keep |= _CR1 & ~_CR1_QUEUE if cr0 else 0
                 old = registers.get(Register.CR1, 0)
                 registers[Register.CR1] = value & _CR1 & ~keep | old & keep
@@ -222,30 +223,35 @@ class Smmu:
             case Register.GERRORN:
                 self._write_gerrorn(value)
             case Register.GERROR_IRQ_CFG0 | Register.EVENTQ_IRQ_CFG0 if self._irq_off(offset):
-                registers[offset] = value & _field_mask(IrqCfg0)
+                registers[offset] = value & self._stored(IrqCfg0)
             case Register.GERROR_IRQ_CFG1 | Register.EVENTQ_IRQ_CFG1 if self._irq_off(offset):
                 registers[offset] = value & _WORD
             case Register.GERROR_IRQ_CFG2 | Register.EVENTQ_IRQ_CFG2 if self._irq_off(offset):
                 registers[offset] = value & 0x3F
             case Register.STRTAB_BASE if not cr0:
-                self.configuration.base = StrtabBase(value & _field_mask(StrtabBase))
+                self.configuration.base = StrtabBase(value & self._stored(StrtabBase))
             case Register.STRTAB_BASE_CFG if not cr0:
                 self.configuration.base_cfg = StrtabBaseCfg(value & _field_mask(StrtabBaseCfg))
-            case Register.CMDQ_BASE if not self.commands.enabled:
-                self.commands.ring.base = QueueBase(value & _field_mask(QueueBase))
+            case Register.CMDQ_BASE if not self.commands.active:
+                self.commands.ring.base = QueueBase(value & self._stored(QueueBase))
             case Register.CMDQ_PROD:
                 self.commands.ring.prod = value & 0xF_FFFF
                 self.step()
-            case Register.CMDQ_CONS if not self.commands.enabled:
+            case Register.CMDQ_CONS if not self.commands.active:
                 self.commands.ring.cons = value & (0xF_FFFF | 0x7F << COMMAND_ERROR_SHIFT)
             case Register.EVENTQ_BASE if not self.events.enabled:
-                self.events.ring.base = QueueBase(value & _field_mask(QueueBase))
+                self.events.ring.base = QueueBase(value & self._stored(QueueBase))
             case Register.EVENTQ_PROD if not self.events.enabled:
                 self.events.ring.prod = value & (0xF_FFFF | QUEUE_OVERFLOW)
             case Register.EVENTQ_CONS:
                 self.events.ring.cons = value & (0xF_FFFF | QUEUE_OVERFLOW)
             case _:
                 pass  # read-only, reserved or not writable now
+
+    def _stored(self, layout: type[Layout]) -> int:
+        """The writable bits of a 64-bit register: of an address, none above the OAS (3.4.3)."""
+        above = (1 << 52) - (1 << self.features.output_address_bits)
+        return _field_mask(layout) & ~above
 
     def _requested(self, mask: int) -> int:
         """Bits of CR0 or of its acknowledgement: either one guards a register."""
@@ -264,14 +270,21 @@ class Smmu:
         self.events.enabled = cr0.eventqen
         self.commands.enabled = cr0.cmdqen
         if self._enabled and not cr0.smmuen:
-            # The acknowledgement comes when the transactions that were translated are done.
-            self._draining = True
-            self.in_flight.when_done(self._drained)
+            # The acknowledgement comes when the transactions that were translated are done. One waiter is enough,
+            # however often software changes its mind.
+            self._drain_again = self._draining
+            if not self._draining:
+                self._draining = True
+                self.in_flight.when_done(self._drained)
         self._enabled = cr0.smmuen
         self._settle_cr0()
         self.step()
 
     def _drained(self) -> None:
+        if self._drain_again:
+            self._drain_again = False
+            self.in_flight.when_done(self._drained)
+            return
         self._draining = False
         self._settle_cr0()
 
@@ -299,21 +312,29 @@ class Smmu:
 
     # Errors and interrupts (6.3.18, 3.18)
 
+    def _error_active(self, error: GlobalError) -> bool:
+        registers = self._registers
+        return bool(
+            (registers.get(Register.GERROR, 0) ^ registers.get(Register.GERRORN, 0)) & error
+        )
+
     def _raise_error(self, error: GlobalError) -> None:
         registers = self._registers
-        gerror = registers.get(Register.GERROR, 0)
-        if (gerror ^ registers.get(Register.GERRORN, 0)) & error:
-            return  # active already
-        registers[Register.GERROR] = gerror ^ error
+        if self._error_active(error):
+            return
+        registers[Register.GERROR] = registers.get(Register.GERROR, 0) ^ error
         if self.tracer:
             self.tracer.emit(GlobalErrorRaised(str(error.name)))
-        if IrqCtrl(registers.get(Register.IRQ_CTRL, 0)).gerror_irqen:
+        # That a GERROR MSI aborted is not told by another one (7.5.1).
+        if (
+            error != GlobalError.MSI_GERROR_ABT_ERR
+            and IrqCtrl(registers.get(Register.IRQ_CTRL, 0)).gerror_irqen
+        ):
             self._signal(Register.GERROR_IRQ_CFG0, GlobalError.MSI_GERROR_ABT_ERR)
 
     def _write_gerrorn(self, value: int) -> None:
         self._registers[Register.GERRORN] = value & _ERRORS
-        gerror = self._registers.get(Register.GERROR, 0)
-        if self.commands.stopped and not (gerror ^ value) & GlobalError.CMDQ_ERR:
+        if self.commands.stopped and not self._error_active(GlobalError.CMDQ_ERR):
             self.commands.stopped = False
             self.step()
 
@@ -333,13 +354,7 @@ class Smmu:
         try:
             self._memory.store_u32(address, self._registers.get(cfg0 + 8, 0))
         except BusError:
-            # An MSI that reports an error of itself would not end.
-            if cfg0 != Register.GERROR_IRQ_CFG0:
-                self._raise_error(on_abort)
-            else:
-                self._registers[Register.GERROR] = (
-                    self._registers.get(Register.GERROR, 0) | on_abort
-                )
+            self._raise_error(on_abort)
 
     # Work
 

@@ -2,6 +2,8 @@
 
 from viommu.layouts.registers import QueueBase
 
+_POSITION = 0xF_FFFF  # the 20 bits of a register that hold index and wrap bit
+
 
 class Ring:
     """The position of one queue. `prod` and `cons` are register values: index, then the wrap bit above it."""
@@ -37,6 +39,10 @@ class Ring:
     def full(self) -> bool:
         """Index equal, wrap bit not."""
         return (self.prod ^ self.cons) & self._positions == 1 << self.log2size
+
+    def visible(self, position: int) -> int:
+        """What a register shows of a position that the SMMU owns: the bits above the wrap bit read as 0 (6.3.28)."""
+        return position & (self._positions | ~_POSITION)
 
     def address(self, position: int) -> int:
         """Where the entry of `position` lies. The base is aligned to the size of the queue (6.3.26)."""

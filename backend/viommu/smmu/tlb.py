@@ -29,6 +29,12 @@ KEY_MASK = (1 << 56) - 1
 """Addresses are told apart by bits 55:0: what is above is the sign, or a tag that TBI ignores."""
 
 
+def _block_shifts(granule: int) -> tuple[int, int]:
+    """log2 of the bytes that a block of level 2, and of level 1, maps."""
+    stride = granule - 3
+    return granule + stride, granule + 2 * stride
+
+
 class Tag(NamedTuple):
     """What a translation belongs to. `granule` is log2 of bytes."""
 
@@ -94,8 +100,7 @@ class Tlb:
         if space is None or not space.blocks:
             return None
         address &= KEY_MASK
-        stride = tag.granule - 3
-        for shift in (tag.granule + stride, tag.granule + 2 * stride):
+        for shift in _block_shifts(tag.granule):
             slot = space.blocks.get((shift, address >> shift))
             if slot is not None:
                 return Block(shift, slot)
@@ -149,8 +154,8 @@ class Tlb:
             row = space.rows.get(address >> (2 * tag.granule - 3))
             if row is not None:
                 row[address >> tag.granule & len(row) - 1] = 0
-            for key in [k for k in space.blocks if address >> k[0] == k[1]]:
-                del space.blocks[key]
-                self._used -= _BLOCK_WEIGHT
+            for shift in _block_shifts(tag.granule):
+                if space.blocks.pop((shift, address >> shift), None) is not None:
+                    self._used -= _BLOCK_WEIGHT
             if not space.blocks and not space.rows:
                 del self._spaces[tag]
