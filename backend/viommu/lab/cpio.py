@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 _MAGIC = "070701"
 _ALIGNMENT = 4
 _BLOCK = 512
+_TRAILER = "TRAILER!!!"  # the name that ends an archive
 _LARGEST = 0xFFFF_FFFF  # bytes: a size is eight hexadecimal digits
 
 
@@ -55,7 +56,7 @@ def write_cpio(entries: Iterable[CpioEntry]) -> bytes:
         _check(entry, written)
         written.add(entry.path)
         _append(archive, entry, number)
-    _append(archive, CpioEntry("TRAILER!!!", 0), 0)
+    _append(archive, CpioEntry(_TRAILER, 0), 0)
     archive.extend(bytes(-len(archive) % _BLOCK))
     return bytes(archive)
 
@@ -78,8 +79,8 @@ def _check(entry: CpioEntry, written: set[str]) -> None:
     path = PurePosixPath(entry.path)
     if path.is_absolute() or ".." in path.parts or str(path) != entry.path or entry.path == ".":
         raise ValueError(f"not a plain relative path: {entry.path!r}")
-    if "\0" in entry.path:
-        raise ValueError(f"a path cannot contain NUL: {entry.path!r}")
+    if "\0" in entry.path or entry.path == _TRAILER:
+        raise ValueError(f"not a path that an archive can hold: {entry.path!r}")
     if entry.path in written:
         raise ValueError(f"two members have the path {entry.path!r}")
     if len(entry.data) > _LARGEST:

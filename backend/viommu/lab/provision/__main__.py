@@ -69,7 +69,7 @@ def provision(cache: Cache, say: Say) -> bool:
     """Provides what is missing; returns whether anything was. Raises `ProvisionError`."""
     if all(part.find(cache.read_manifest()) for part in parts()):
         return False
-    with cache.locked():
+    with cache.locked(say):
         manifest = cache.read_manifest()
         apt = PrivateApt(cache, say)
         for part in parts():

@@ -53,7 +53,7 @@ APT::Default-Release "";
 #clear DPkg::Post-Invoke;
 #clear DPkg::Pre-Install-Pkgs;
 Acquire::ForceHash "SHA256";
-Acquire::Retries "3";
+Acquire::Retries "2";
 Acquire::Languages "none";
 Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 Acquire::IndexTargets::deb::CNF::DefaultEnabled "false";
@@ -240,9 +240,14 @@ class PrivateApt:
         except OSError:
             current = False
         if not current:
-            self._prepare(sources)
+            stamp.unlink(missing_ok=True)
+            self._configure()
             self._cache.require_space(_LISTS_SIZE, "reading the package lists")
-            self._say(f"Reading Debian's package lists ({', '.join(self._suites)}), about 30 MB")
+            (self._root / "sources.list").write_text(sources)
+            # A list of Debian's main section has about 10 MB; the backports' are small.
+            size = 10 * (len(self._architectures) + len(self._sources))
+            names = ", ".join(self._suites)
+            self._say(f"Reading Debian's package lists ({names}), about {size} MB")
             # Without Error-Mode an unreachable mirror is a warning, and the old lists are used.
             self._apt(
                 "update", "-o", "APT::Update::Error-Mode=any", doing="reading the package lists"
@@ -250,12 +255,10 @@ class PrivateApt:
             stamp.write_text(sources)
         self._updated = True
 
-    def _prepare(self, sources: str) -> None:
+    def _configure(self) -> None:
         for part in ("state/lists/partial", "cache/archives/partial"):
             (self._root / part).mkdir(parents=True, exist_ok=True)
-        (self._root / "updated").unlink(missing_ok=True)
         (self._root / "state" / "status").touch()
-        (self._root / "sources.list").write_text(sources)
         architectures = " ".join(f'"{name}";' for name in self._architectures)
         (self._root / "apt.conf").write_text(
             _CONFIGURATION.format(root=self._root, native=self._native, architectures=architectures)
@@ -303,6 +306,7 @@ class PrivateApt:
             return False
 
     def _download(self, archives: Sequence[Archive], purpose: str) -> None:
+        self._configure()
         total = sum(archive.size for archive in archives)
         files = "1 file" if len(archives) == 1 else f"{len(archives)} packages"
         self._cache.require_space(total * 5, purpose)  # packed, unpacked, and the image made of it

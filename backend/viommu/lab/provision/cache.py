@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from viommu.lab.errors import LabError
+from viommu.lab.provision.progress import Say
 
 MIB = 1 << 20
 
@@ -63,8 +64,8 @@ class Cache:
         self.directory = directory
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the cache against other setups; waits for the one that has it.
+    def locked(self, say: Say) -> Iterator[None]:
+        """Makes the cache and holds it against other setups; waits for the one that has it.
 
         Every `OSError` about the cache that leaves the block becomes a `ProvisionError`.
         """
@@ -74,7 +75,7 @@ class Cache:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    print("Waiting for another setup that uses the same cache", flush=True)  # noqa: T201
+                    say("Waiting for another setup that uses the same cache")
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 self._remove_remains()
                 yield

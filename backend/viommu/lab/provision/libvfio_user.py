@@ -31,16 +31,20 @@ _FLAGS = (
 
 def key() -> str:
     """Changes with the recipe, with what the environment names and with what the system has."""
-    return recipe_key(
-        Path(__file__), os.environ.get(VARIABLE, ""), str(_system_library() is not None)
-    )
+    return recipe_key(Path(__file__), os.environ.get(VARIABLE, ""), _system_library() or "")
 
 
-def _system_library() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL(SONAME)
-    except OSError:
+def _system_library() -> str | None:
+    """The path of the system's library.
+
+    The linker's own list is asked, not dlopen(), which also finds what this process has loaded.
+    """
+    ldconfig = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if ldconfig is None:
         return None
+    listing = subprocess.run([ldconfig, "-p"], capture_output=True, text=True).stdout
+    paths = (line.partition(" => ") for line in listing.splitlines())
+    return next((path for name, _, path in paths if name.split()[:1] == [SONAME]), None)
 
 
 def api(library: ctypes.CDLL) -> str:
@@ -64,8 +68,8 @@ def provide(cache: Cache, apt: PrivateApt, say: Say) -> Entry:
                 f"{VARIABLE} names {named}, which does not exist: correct or unset it."
             )
         return _describe(Path(named).absolute(), f"${VARIABLE}")
-    if (installed := _system_library()) is not None:
-        return _describe(_path_of(installed), "system library")
+    if installed := _system_library():
+        return _describe(installed, "system library")
     directory = cache.directory / DIRECTORY
     recipe = recipe_key(Path(__file__))
     try:
@@ -78,14 +82,6 @@ def provide(cache: Cache, apt: PrivateApt, say: Say) -> Entry:
     return _describe(directory / "lib" / SONAME, f"compiled from Debian {STABLE}, {source}")
 
 
-def _path_of(library: ctypes.CDLL) -> str:
-    # The process's own map says what dlopen() found.
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(f"/{SONAME}") or f"/{SONAME}." in line:
-            return line.split(maxsplit=5)[5]
-    return str(library._name)
-
-
 def _build(recipe: str, cache: Cache, apt: PrivateApt, say: Say) -> None:
     compiler = _compiler()
     tarball = apt.source_tarball("qemu")
@@ -94,7 +90,7 @@ def _build(recipe: str, cache: Cache, apt: PrivateApt, say: Say) -> None:
     with cache.building(DIRECTORY) as work:
         _extract(source, work)
         (work / "lib").mkdir()
-        json_c = _host_json_c(compiler) or _unpack_json_c(work, cache, say)
+        json_c = _host_json_c(compiler) or unpack_json_c(work, cache, say)
         include = work / "include" / "vfio-user"
         units = [str(work / "unpacked/lib" / f"{unit}.c") for unit in _UNITS]
         output = str(work / "lib" / SONAME)
@@ -160,10 +156,10 @@ def _host_json_c(compiler: str) -> list[str]:
     return options if probe.returncode == 0 else []
 
 
-def _unpack_json_c(work: Path, cache: Cache, say: Say) -> list[str]:
-    """Puts json-c beside the library and returns the options that compile against it.
+def unpack_json_c(work: Path, cache: Cache, say: Say) -> list[str]:
+    """Puts json-c into `work`/lib, beside what uses it; returns the options that compile against it.
 
-    From the host's own release: that of a newer one would need a newer C library.
+    It is that of the host's own release: a newer one would need a newer C library.
     """
     release = host_release()
     apt = PrivateApt(
@@ -177,6 +173,7 @@ def _unpack_json_c(work: Path, cache: Cache, say: Say) -> list[str]:
     for file in apt.fetch(wanted, "json-c's headers"):
         unpack(file, work / "json-c", lambda path: "/include/" in path or "/libjson-c.so" in path)
     (library,) = (path for path in (work / "json-c").rglob("libjson-c.so.?") if path.is_symlink())
+    (work / "lib").mkdir(exist_ok=True)
     shutil.copy(library, work / "lib" / library.name)
     (work / "json-c/link").mkdir()
     (work / "json-c/link/libjson-c.so").symlink_to(work / "lib" / library.name)
