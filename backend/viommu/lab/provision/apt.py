@@ -38,7 +38,7 @@ Dir::State::status "{root}/state/status";
 Dir::Cache "{root}/cache";
 Dir::Cache::Archives "{root}/cache/archives";
 Dir::Cache::pkgcache "pkgcache.bin";
-Dir::Cache::srcpkgcache "srcpkgcache.bin";
+Dir::Cache::srcpkgcache "";
 Dir::Etc::SourceList "{root}/sources.list";
 Dir::Etc::SourceParts "/dev/null";
 Dir::Etc::Preferences "/dev/null";
