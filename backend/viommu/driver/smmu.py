@@ -115,10 +115,10 @@ class SmmuDriver:
         event_queue_log2: int | None = None,
         interrupts: bool = False,
     ) -> None:
-        """Bring the SMMU up from whatever state it is in, all its caches empty and every stream aborting (6.3.9).
+        """Bring the SMMU up from whatever state it is in, with all its caches empty (6.3.9).
 
-        The driver takes over `table`. By default it is 2-level where that exists, and CMD_SYNC completes by message
-        where the SMMU can send one. Domains and streams of before are gone.
+        Every stream aborts as `table` says, which the driver takes over; by default it is 2-level where that exists.
+        CMD_SYNC completes by message where the SMMU can send one. Domains and streams of before are gone.
         """
         features = self.features
         if table is None:
