@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from vfio_user import ClientLost, DmaRegion, PciDevice, ResetType
-
 from viommu.endpoints.base import Bar, Endpoint, Identity
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
@@ -130,7 +129,7 @@ class _Function:
                     prefetchable=bar.prefetchable,
                 )
             vectors = model.msix_vectors if msix else 0
-            device.set_interrupts(intx=1, msix=vectors, msix_bar=4 if vectors else None)
+            device.set_interrupts(intx=1, msix=vectors, msix_bar=2 if vectors else None)
             device.realize()
         except BaseException:
             device.close()

@@ -14,12 +14,14 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
-from vfio_user import VfioUserError
 
-from viommu.lab.assets import Assets
+from vfio_user import VfioUserError
+from viommu.lab.assets import Assets, cache_directory
 from viommu.lab.config import Machine, load_machine
 from viommu.lab.errors import LabError
 from viommu.lab.guest import Guest
+from viommu.lab.provision.__main__ import check
+from viommu.lab.provision.cache import Cache
 from viommu.lab.qemu import device_arguments, memory_arguments
 from viommu.lab.rundir import RunDirectory
 from viommu.lab.serving import Serving
@@ -104,10 +106,14 @@ def _show_sockets(machine: Machine, sockets: dict[str, Path]) -> None:
             str(sockets[device.name]),
         )
     _out.print(table)
-    _out.print("QEMU (10.1 or newer) reaches them with these arguments; guest RAM must be shared:\n")
+    _out.print(
+        "QEMU (10.1 or newer) reaches them with these arguments; guest RAM must be shared:\n"
+    )
     parts = [memory_arguments(machine.memory_mib)]
     parts += [device_arguments(d.name, d.slot, sockets[d.name]) for d in machine.devices]
-    _out.print(" \\\n".join("  " + shlex.join(part) for part in parts), soft_wrap=True, highlight=False)
+    _out.print(
+        " \\\n".join("  " + shlex.join(part) for part in parts), soft_wrap=True, highlight=False
+    )
     _out.print("\nCtrl-C ends it.")
 
 
@@ -155,6 +161,6 @@ def scripts_directory() -> Path:
 @app.command()
 def doctor() -> None:
     """Report each part that the lab needs, its version and where it came from; exit code 1 if one is missing."""
-    from viommu.lab.provision.__main__ import main  # provisioning is not needed by any other command
-
-    raise typer.Exit(main(["--check"]))
+    if not check(Cache(cache_directory())):
+        _err.print("Something is missing: run scripts/setup.", style="red")
+        raise typer.Exit(1)

@@ -49,6 +49,9 @@ class DmaAttributes(NamedTuple):
     instruction: bool = False
 
 
+UNPRIVILEGED_DATA = DmaAttributes()
+
+
 class DmaFault(Exception):
     """The device sees an abort. `address` is the IOVA of the first byte not moved, `done` the bytes moved before it."""
 
@@ -117,7 +120,8 @@ class Transfer:
 class DmaPort:
     """An endpoint's port: its StreamID, its SMMU if it has one, and the memory that its transactions reach.
 
-    `bus_master` is PCI_COMMAND.BusMaster of the function: while it is clear nothing goes out, and the SMMU sees nothing.
+    `bus_master` is PCI_COMMAND.BusMaster of the function: while it is clear nothing goes out, and the SMMU sees
+    nothing.
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class DmaPort:
         *,
         write: bool,
         substream_id: int | None = None,
-        attributes: DmaAttributes = DmaAttributes(),
+        attributes: DmaAttributes = UNPRIVILEGED_DATA,
     ) -> Transfer:
         """Start a transaction of at most `PORT_CHUNK` bytes; `size` of the result says how many it has.
 

@@ -26,9 +26,7 @@ class Serving:
     `sockets` maps the names of the devices to their sockets. With `trace`, `events()` reads what happened so far.
     """
 
-    def __init__(
-        self, machine: str | Path, *, trace: bool = False, seed: int = 0
-    ) -> None:
+    def __init__(self, machine: str | Path, *, trace: bool = False, seed: int = 0) -> None:
         self._directory = RunDirectory()
         self._trace = self._directory.path / "trace.jsonl" if trace else None
         reader, writer = os.pipe()
