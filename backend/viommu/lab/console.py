@@ -63,7 +63,7 @@ class _Stream(_BytesSpawn):
 
 
 class Console:
-    """One end of the guest's console; owns `connection`, a stream socket."""
+    """One end of the guest's console: `connection` is a stream socket, which the caller closes."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -127,6 +127,10 @@ class Console:
         except (ConsoleTimeout, ConsoleClosed):
             return
 
+    def note(self, line: str) -> None:
+        """Write a line into the log, as if the console had shown it."""
+        self._stream.log += line.encode(errors="replace") + b"\n"
+
     def text(self) -> str:
         """What the console has shown (the last megabytes of it), lines ended by LF."""
         return normalise(bytes(self._stream.log))
@@ -138,9 +142,6 @@ class Console:
             return None
         sign = _FIRST_SIGN.search(text)
         return sign[1] if sign else None
-
-    def close(self) -> None:
-        self._connection.close()
 
 
 def normalise(data: bytes) -> str:

@@ -5,7 +5,7 @@ An archive that this module writes ends on a 512-byte boundary, so that another 
 """
 
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -44,15 +44,17 @@ class CpioEntry:
         return cls(path, stat.S_IFCHR | permissions, device=(major, minor))
 
 
-def write_cpio(entries: Iterable[CpioEntry]) -> bytes:
+def write_cpio(entries: Iterable[CpioEntry], *, present: Collection[str] = ()) -> bytes:
     """The archive of `entries`, owned by root.
 
-    Directories that no entry names are added before what they hold. Raises `ValueError` for a path
-    that is absolute, leaves the root or appears twice, and for a member of 4 GiB or more.
+    Directories that no entry names are added before what they hold, save those in `present`: an
+    earlier archive has them, perhaps as symbolic links, which a directory would replace.
+    Raises `ValueError` for a path that is absolute, leaves the root or appears twice, and for a
+    member of 4 GiB or more.
     """
     archive = bytearray()
     written: set[str] = set()
-    for number, entry in enumerate(_with_parents(entries), start=1):
+    for number, entry in enumerate(_with_parents(entries, present), start=1):
         _check(entry, written)
         written.add(entry.path)
         _append(archive, entry, number)
@@ -61,8 +63,8 @@ def write_cpio(entries: Iterable[CpioEntry]) -> bytes:
     return bytes(archive)
 
 
-def _with_parents(entries: Iterable[CpioEntry]) -> Iterable[CpioEntry]:
-    present: set[str] = set()
+def _with_parents(entries: Iterable[CpioEntry], known: Collection[str]) -> Iterable[CpioEntry]:
+    present = set(known)
     for entry in entries:
         for parent in reversed(PurePosixPath(entry.path).parents):
             path = str(parent)

@@ -22,9 +22,10 @@ from viommu.lab.errors import (
     LabError,
     MemoryNotShared,
     QemuExited,
+    QemuTooOld,
     describe_exit,
 )
-from viommu.lab.monitor import Monitor, MonitorClosed
+from viommu.lab.monitor import Monitor, MonitorClosed, MonitorTimeout
 from viommu.lab.overlay import GUEST_ROOT, guest_files, initial_ram_disk, module_files
 from viommu.lab.process import BoundProcess
 from viommu.lab.qemu import (
@@ -32,10 +33,10 @@ from viommu.lab.qemu import (
     boot_arguments,
     machine_arguments,
     plug,
+    refusal_of_old,
     socket_arguments,
-    too_old,
 )
-from viommu.lab.shell import Shell
+from viommu.lab.shell import Shell, transcript
 
 _EVIDENCE_LINES = 40
 _UPLOAD_CHUNK = 16 << 10
@@ -145,6 +146,11 @@ class Guest:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def command_line(self) -> tuple[str, ...]:
+        """QEMU's command line; empty before the start."""
+        return self._command_line
+
     # Talking to it
 
     def run(self, command: str, timeout: float | None = None) -> CommandResult:
@@ -219,11 +225,11 @@ class Guest:
         return self._execute(command, arguments)
 
     def console_log(self) -> str:
-        """Everything that the console has shown so far, our own marks included."""
+        """What the console has shown so far, with the commands that were run."""
         if self._console is None:
             return ""
         self._console.drain(0)
-        return self._console.text()
+        return transcript(self._console.text())
 
     def kernel_log(self) -> str:
         """Return the kernel's log, which after boot reaches the console only in a panic."""
@@ -232,36 +238,44 @@ class Guest:
     # Inside
 
     def _launch(self, limit: float) -> None:
+        devices = plug(self.machine, self._devices)
         disk = self._open.enter_context(initial_ram_disk(self._initramfs, self._files))
-        console, console_end = socket.socketpair()
-        monitor, monitor_end = socket.socketpair()
-        self._console = Console(console)
-        self._shell = Shell(self._console)
-        self._open.callback(self._console.close)
+        console, console_end = self._channel()
+        monitor, monitor_end = self._channel()
         boot = Boot(
             kernel=self._kernel,
             initramfs=Path(f"/proc/self/fd/{disk.fileno()}"),
             command_line=self._words,
             device_tree=self._device_tree,
         )
-        with console_end, monitor_end:
-            self._command_line = (
-                *self._emulator.argv,
-                *machine_arguments(self.machine),
-                *boot_arguments(self.machine, boot),
-                *plug(self.machine, self._devices),
-                *socket_arguments(monitor=monitor_end.fileno(), console=console_end.fileno()),
-                *self._more,
-            )
-            inherited = (disk.fileno(), monitor_end.fileno(), console_end.fileno())
-            self._process = BoundProcess(self._command_line, pass_fds=inherited)
-            self._open.callback(self._process.close)
+        self._command_line = (
+            *self._emulator.argv,
+            *machine_arguments(self.machine),
+            *boot_arguments(self.machine, boot),
+            *devices,
+            *socket_arguments(monitor=monitor_end.fileno(), console=console_end.fileno()),
+            *self._more,
+        )
+        inherited = (disk.fileno(), monitor_end.fileno(), console_end.fileno())
+        self._console = Console(console)
+        self._shell = Shell(self._console)
+        self._process = BoundProcess(self._command_line, pass_fds=inherited)
+        self._open.callback(self._process.close)
+        # With our copies gone, the end of QEMU is the end of both streams.
+        console_end.close()
+        monitor_end.close()
         try:
             self._monitor = Monitor(monitor, limit)
-        except MonitorClosed as error:
+        except (MonitorClosed, MonitorTimeout) as error:
             raise self._explain(error, "setting the machine up", limit) from None
         self._open.callback(self._monitor.close)
         disk.close()
+
+    def _channel(self) -> tuple[socket.socket, socket.socket]:
+        ours, theirs = socket.socketpair()
+        self._open.callback(ours.close)
+        self._open.callback(theirs.close)
+        return ours, theirs
 
     def _check_memory(self) -> None:
         # Others may have replaced the memory with arguments of their own.
@@ -286,7 +300,7 @@ class Guest:
         limit = self.machine.timeouts.command
         try:
             return self._monitor.execute(command, arguments, limit)
-        except MonitorClosed as error:
+        except (MonitorClosed, MonitorTimeout) as error:
             raise self._explain(error, f"running {command!r} in QEMU", limit) from None
 
     def _require(self) -> None:
@@ -303,14 +317,15 @@ class Guest:
         exit_code = self._process.wait(_LAST_WORDS if ending else 0)
         evidence = self._evidence()
         reason = self._console.panic_reason()
+        old = refusal_of_old(self.machine.arch, self._emulator.version, evidence.qemu_output)
         if reason is not None:
             self._failure = GuestPanic(reason, evidence)
         elif exit_code is None:
             self._failure = GuestTimeout(f"no answer within {limit:g} s while {doing}", evidence)
+        elif old is not None:
+            self._failure = QemuTooOld(old, evidence)
         else:
-            self._failure = too_old(
-                self.machine.arch, self._emulator.version, evidence.qemu_output
-            ) or QemuExited(_how_it_ended(evidence, doing), evidence)
+            self._failure = QemuExited(_how_it_ended(evidence, doing), evidence)
         return self._failure
 
     def _evidence(self) -> Evidence:
@@ -326,9 +341,9 @@ class Guest:
 def _how_it_ended(evidence: Evidence, doing: str) -> str:
     if evidence.exit_code == 0:
         return f"the guest switched itself off or rebooted while {doing}"
-    first = evidence.qemu_output.partition("\n")[0]
     how = f"QEMU {describe_exit(evidence.exit_code)} while {doing}"
-    return f"{how}: {first}" if first else how
+    lines = [line for line in evidence.qemu_output.splitlines() if "warning:" not in line]
+    return f"{how}: {lines[-1]}" if lines else how
 
 
 def _short(command: str) -> str:

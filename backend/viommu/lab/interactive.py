@@ -2,11 +2,10 @@
 
 import os
 import select
-import shlex
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from viommu.lab.console import Console, ConsoleTimeout
 
@@ -21,22 +20,22 @@ def session_command(device: str, terminal: int) -> str:
     The shell gets the size of `terminal`, a descriptor. While it runs, the kernel's errors show
     on the console too.
     """
-    try:
+    columns, rows = 0, 0
+    with suppress(OSError):
         columns, rows = os.get_terminal_size(terminal)
-    except OSError:
-        columns, rows = 80, 24
-    shell = f"stty sane cols {columns} rows {rows}; exec sh -i"
-    console = f"/dev/{device}"
+    size = f"cols {columns or 80} rows {rows or 24}"
+    # In the session that has the terminal already: the end of a session of its own would hang
+    # the terminal up.
     return (
-        f"cd; dmesg -n 4; setsid -c sh -c {shlex.quote(shell)} <>{console} >&0 2>&0; "
-        f"dmesg -n 1; stty raw -echo <{console}"
+        f"exec <>/dev/{device} >&0 2>&0; cd; dmesg -n 4; stty sane {size}; "
+        "sh -i; stty raw -echo; dmesg -n 1"
     )
 
 
-def pass_through(console: Console, end: bytes, source: int, sink: int) -> bool:
+def pass_through(console: Console, end: bytes, source: int, sink: int) -> bytes | None:
     """Connect a terminal (descriptors to read and to write) with the console.
 
-    Returns True when the guest printed `end`, and False when the person typed Ctrl-] or closed
+    Returns what the guest printed after `end`, or None when the person typed Ctrl-] or closed
     the terminal. Raises `ConsoleClosed`.
     """
     held = b""
@@ -48,18 +47,18 @@ def pass_through(console: Console, end: bytes, source: int, sink: int) -> bool:
                 before, escape, _ = typed.partition(ESCAPE)
                 console.send(before)
                 if escape or not typed:
-                    return False
+                    return None
             try:
                 held += console.receive(0)
             except ConsoleTimeout:
                 continue
-            shown, found, _ = held.partition(end)
+            shown, found, rest = held.partition(end)
             # What may be the beginning of `end` waits for what follows.
             keep = 0 if found else _overlap(shown, end)
             held = shown[len(shown) - keep :]
             _write(sink, shown[: len(shown) - keep])
             if found:
-                return True
+                return rest
 
 
 def _overlap(data: bytes, end: bytes) -> int:
@@ -77,7 +76,8 @@ def _raw(descriptor: int) -> Iterator[None]:
         yield
         return
     saved = termios.tcgetattr(descriptor)
-    tty.setraw(descriptor)
+    # What was typed ahead is kept.
+    tty.setraw(descriptor, termios.TCSADRAIN)
     try:
         yield
     finally:

@@ -4,11 +4,15 @@ import asyncio
 import socket
 from collections.abc import Mapping
 
-from qemu.qmp import ExecInterruptedError, QMPClient, QMPError
+from qemu.qmp import ExecInterruptedError, QMPClient, QMPError, StateError
 
 
 class MonitorClosed(Exception):
-    """QEMU closed its monitor, or did not answer in time."""
+    """QEMU closed its monitor."""
+
+
+class MonitorTimeout(Exception):
+    """QEMU did not answer in time."""
 
 
 class Monitor:
@@ -18,12 +22,18 @@ class Monitor:
     """
 
     def __init__(self, connection: socket.socket, timeout: float) -> None:
-        """Negotiate with QEMU within `timeout` seconds; raises `MonitorClosed`."""
+        """Negotiate with QEMU within `timeout` seconds.
+
+        Raises `MonitorClosed` or `MonitorTimeout`.
+        """
         self._runner = asyncio.Runner()
         self._client = QMPClient("lab")
         try:
             self._runner.run(self._connect(connection, timeout))
-        except (QMPError, OSError, TimeoutError) as error:
+        except TimeoutError:
+            self.close()
+            raise MonitorTimeout from None
+        except (QMPError, OSError) as error:
             self.close()
             raise MonitorClosed(str(error)) from error
 
@@ -31,10 +41,15 @@ class Monitor:
         await asyncio.wait_for(self._client.connect(connection), timeout)
 
     def execute(self, command: str, arguments: Mapping[str, object], timeout: float) -> object:
-        """Run one command; raises `qemu.qmp.ExecuteError` when QEMU refuses it."""
+        """Run one command; raises `qemu.qmp.ExecuteError` when QEMU refuses it.
+
+        Raises `MonitorClosed` and `MonitorTimeout` too.
+        """
         try:
             return self._runner.run(self._execute(command, arguments, timeout))
-        except (ExecInterruptedError, TimeoutError, OSError) as error:
+        except TimeoutError:
+            raise MonitorTimeout from None
+        except (ExecInterruptedError, StateError, OSError) as error:
             raise MonitorClosed(str(error)) from error
 
     async def _execute(

@@ -21,6 +21,9 @@ GUEST_PACKAGES = ("driver", "layouts")
 GUEST_ROOT = "viommu"
 
 _PACKAGE_DOCSTRING = b'"""The part of viommu that runs inside a guest."""\n'
+# Folders that every image has, and that most have as symbolic links.
+_IN_EVERY_IMAGE = ("bin", "sbin", "lib", "lib64")
+
 # An archive begins at a multiple of 4 bytes, or the kernel does not see it.
 _ALIGNMENT = 4
 
@@ -67,7 +70,8 @@ def initial_ram_disk(initramfs: Path, files: Mapping[str, bytes]) -> BinaryIO:
         with initramfs.open("rb") as image:
             shutil.copyfileobj(image, disk, 1 << 20)
         disk.write(bytes(-disk.tell() % _ALIGNMENT))
-        disk.write(write_cpio(CpioEntry.file(path, data) for path, data in files.items()))
+        entries = (CpioEntry.file(path, data) for path, data in files.items())
+        disk.write(write_cpio(entries, present=_IN_EVERY_IMAGE))
         disk.flush()
     except BaseException as error:
         disk.close()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from viommu.lab.config import Machine
-from viommu.lab.errors import QemuTooOld, SocketPathError
+from viommu.lab.errors import SocketPathError
 from viommu.lab.rundir import check_socket_length
 
 OLDEST = "10.1"
@@ -68,7 +68,7 @@ def boot_arguments(machine: Machine, boot: Boot) -> list[str]:
 def socket_arguments(*, monitor: int, console: int) -> list[str]:
     """The arguments for QMP and the console on inherited, connected sockets."""
     return [
-        *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
+        *("-chardev", f"socket,id=monitor,fd={monitor}", "-qmp", "chardev:monitor"),
         *("-chardev", f"socket,id=console,fd={console}", "-serial", "chardev:console"),
     ]
 
@@ -89,10 +89,11 @@ def plug(machine: Machine, sockets: Mapping[str, Path]) -> list[str]:
     return arguments
 
 
-def too_old(arch: str, version: str, output: str) -> QemuTooOld | None:
-    """Tell from what QEMU printed when it refused to start whether it is too old."""
+def refusal_of_old(arch: str, version: str, output: str) -> str | None:
+    """Tell from what QEMU printed when it refused to start whether it is too old.
+
+    Returns the sentence that says so, or None.
+    """
     if _NO_VFIO_USER not in output:
         return None
-    return QemuTooOld(
-        f"qemu-system-{arch} {version} has no vfio-user-pci: QEMU {OLDEST} or newer is needed"
-    )
+    return f"qemu-system-{arch} {version} has no vfio-user-pci: QEMU {OLDEST} or newer is needed"

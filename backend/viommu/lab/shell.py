@@ -1,5 +1,6 @@
 """Commands over a serial console: how they are sent, and where their output ends."""
 
+import re
 import secrets
 import shlex
 import time
@@ -10,10 +11,13 @@ from viommu.lab.interactive import pass_through, session_command
 # A command travels through the guest's serial driver, which drops what exceeds its buffers.
 COMMAND_LIMIT = 32 << 10
 
-# What a root shell's prompt ends with; seconds after which we speak up without having seen it.
+# What a root shell's prompt ends with; seconds after which we ask for one.
 _PROMPT = b"# "
 _PATIENCE = 5.0
 _STATUS_END = b";"
+
+_BEGIN_MARK = re.compile(r"\b[0-9a-f]{16}<")
+_END_MARK = re.compile(r">[0-9a-f]{16}(\d+);")
 
 
 class Shell:
@@ -35,22 +39,25 @@ class Shell:
         """
         deadline = time.monotonic() + timeout
         mark = secrets.token_hex(8)
+        # We may take something else for a prompt and say it twice. The second time, it must not
+        # replace a shell that has already read our first command.
         line = (
-            f"stty raw -echo; dmesg -n 1; printf '%s<' {mark}; exec sh /proc/self/fd/0\n"
-        ).encode()
-        speak_up = time.monotonic() + _PATIENCE
+            f'[ "$viommu" ] || {{ stty raw -echo; dmesg -n 1; printf "%s<" {mark}; '
+            "export viommu=1; exec sh /proc/self/fd/0; }\n"
+        )
         while True:
-            wait = max(min(deadline, speak_up) - time.monotonic(), 0)
+            wait = min(deadline - time.monotonic(), _PATIENCE)
             try:
-                seen, _ = self._console.wait_for(f"{mark}<".encode(), _PROMPT, timeout=wait)
+                seen, _ = self._console.wait_for(f"{mark}<".encode(), _PROMPT, timeout=max(wait, 0))
             except ConsoleTimeout:
                 if time.monotonic() >= deadline:
                     raise
-                seen = 1
+                # Perhaps the prompt is an odd one, or a message of the kernel stands in it.
+                self._console.send(b"\n")
+                continue
             if seen == 0:
                 return
-            self._console.send(line)
-            speak_up = time.monotonic() + _PATIENCE
+            self._console.send(line.encode())
 
     def run(self, command: str, timeout: float) -> tuple[bytes, int]:
         """Run one command; returns its output and its exit status."""
@@ -58,6 +65,7 @@ class Shell:
         if len(line) > COMMAND_LIMIT:
             raise ValueError(f"a command has less than {COMMAND_LIMIT} bytes: put() a file first")
         deadline = time.monotonic() + timeout
+        self._console.note(f"$ {command}")
         self._console.send(line)
         _, output = self._console.wait_for(end, timeout=timeout)
         left = deadline - time.monotonic()
@@ -72,10 +80,21 @@ class Shell:
         begin, end, line = _framed(session_command(device, source))
         self._console.send(line)
         self._console.wait_for(begin, timeout=_PATIENCE)
-        if not pass_through(self._console, end, source, sink):
+        rest = pass_through(self._console, end, source, sink)
+        if rest is None:
             return False
-        self._console.wait_for(_STATUS_END, timeout=_PATIENCE)
+        if _STATUS_END not in rest:
+            self._console.wait_for(_STATUS_END, timeout=_PATIENCE)
         return True
+
+
+def transcript(log: str) -> str:
+    """Return a console's log without our marks; what a command failed with takes their place."""
+    return _END_MARK.sub(_outcome, _BEGIN_MARK.sub("", log))
+
+
+def _outcome(end: re.Match[str]) -> str:
+    return "" if end[1] == "0" else f"[status {end[1]}]\n"
 
 
 def _framed(command: str) -> tuple[bytes, bytes, bytes]:

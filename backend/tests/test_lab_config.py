@@ -1,0 +1,156 @@
+"""A machine's TOML: what is accepted, and the one sentence that refuses the rest."""
+
+from pathlib import Path
+
+import pytest
+
+from viommu.lab.config import Machine, load_machine, machine_directory
+from viommu.lab.errors import ConfigError
+
+GOOD = """
+arch = "aarch64"
+machine = "virt,gic-version=3"
+cpu = "cortex-a57"
+memory_mib = 512
+console = "ttyAMA0"
+
+[timeouts]
+boot = 30
+
+[[devices]]
+name = "smmu"
+model = "smmuv3"
+slot = 1
+
+[[devices]]
+name = "engine0"
+model = "test-engine"
+slot = 2
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "one.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(machine_directory().glob("*.toml")), ids=lambda p: p.stem)
+def test_the_machines_that_come_with_the_project_are_good(path: Path) -> None:
+    machine = load_machine(path.stem)
+    assert machine == load_machine(path)
+    assert [(device.name, device.model, device.slot) for device in machine.devices] == [
+        ("smmu", "smmuv3", 1),
+        ("engine0", "test-engine", 2),
+        ("engine1", "test-engine", 3),
+    ]
+
+
+def test_both_architectures_are_there() -> None:
+    assert {path.stem for path in machine_directory().glob("*.toml")} >= {
+        "aarch64-virt",
+        "x86_64-q35",
+    }
+
+
+def test_values_and_defaults(tmp_path: Path) -> None:
+    machine = load_machine(write(tmp_path, GOOD))
+    assert machine.machine_type == "virt"
+    assert machine.cpus == 1
+    assert (machine.timeouts.boot, machine.timeouts.command) == (30, 30)
+    assert machine.device("engine0").stream_id == 0x10
+    with pytest.raises(ConfigError, match=r"no device 'nvme0' .* its devices: smmu, engine0"):
+        machine.device("nvme0")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('cpu = "cortex-a57"', 'cpux = "x"', "cpu: must be given (and 1 more)"),
+        (
+            "memory_mib = 512",
+            "memory_mib = 512\nram = 1",
+            "ram: unknown key, allowed: accelerator, arch, command_line, console, cpu, cpus, "
+            "devices, machine, memory_mib, timeouts",
+        ),
+        ("boot = 30", "bot = 30", "timeouts.bot: unknown key, allowed: boot, command"),
+        ("slot = 2", "slut = 2", "devices[1].slot: must be given (and 1 more)"),
+        (
+            "slot = 2",
+            "slot = 2\nbus = 1",
+            "devices[1].bus: unknown key, allowed: model, name, slot",
+        ),
+        (
+            '"smmuv3"',
+            '"smmuv2"',
+            "devices[0].model: 'smmuv2' is wrong, it should be 'smmuv3' or 'test-engine'",
+        ),
+        (
+            '"aarch64"',
+            '"riscv64"',
+            "arch: 'riscv64' is wrong, it should be 'aarch64' or 'x86_64'",
+        ),
+        ('"virt,gic-version=3"', '"q35"', "machine: aarch64 needs 'virt'"),
+        ("slot = 2", "slot = 0", "devices[1].slot: 0 is wrong, it should be greater than or equal"),
+        ("slot = 2", "slot = 32", "devices[1].slot: 32 is wrong, it should be less than or equal"),
+        ("slot = 2", "slot = 1", "devices[1].slot: 1 is taken by 'smmu'"),
+        ('"engine0"', '"smmu"', "devices[1].name: 'smmu' is taken by another device"),
+        (
+            "slot = 2",
+            "slot = 5",
+            "devices[1].slot: 5 has the same interrupt as slot 1 ('smmu'), and an SMMU shares it "
+            "with nobody; allowed: a slot that differs from it modulo 4",
+        ),
+        ("boot = 30", "boot = 0", "timeouts.boot: 0 is wrong, it should be greater than 0"),
+        ("boot = 30", "boot = nan", "timeouts.boot: nan is wrong"),
+        (
+            "memory_mib = 512",
+            "memory_mib = '1G'",
+            "memory_mib: '1G' is wrong, it should be a valid",
+        ),
+        ("memory_mib = 512", "memory_mib = ", "not TOML: Invalid value (at line 5, column 14)"),
+    ],
+)
+def test_a_bad_toml_gives_one_sentence(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(ConfigError) as raised:
+        load_machine(path)
+    assert str(raised.value).startswith(f"{path}: {sentence}")
+    assert "\n" not in str(raised.value)
+
+
+def test_engines_may_share_an_interrupt_with_each_other(tmp_path: Path) -> None:
+    more = '[[devices]]\nname = "engine1"\nmodel = "test-engine"\nslot = 6\n'
+    assert len(load_machine(write(tmp_path, GOOD + more)).devices) == 3
+
+
+def test_slots_of_q35(tmp_path: Path) -> None:
+    text = GOOD.replace('"aarch64"', '"x86_64"').replace('"virt,gic-version=3"', '"q35"')
+    assert load_machine(write(tmp_path, text.replace("slot = 2", "slot = 5"))).arch == "x86_64"
+    with pytest.raises(ConfigError, match=r"devices\[1\]\.slot: 31 holds q35's own functions"):
+        load_machine(write(tmp_path, text.replace("slot = 2", "slot = 31")))
+
+
+def test_a_name_that_is_no_machine() -> None:
+    with pytest.raises(ConfigError, match=r"no machine 'vax'; known: aarch64-virt, .*x86_64-q35"):
+        load_machine("vax")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read: No such file"):
+        load_machine(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "one.toml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"one\.toml: not TOML: "):
+        load_machine(path)
+
+
+def test_a_machine_cannot_be_changed(tmp_path: Path) -> None:
+    machine = load_machine(write(tmp_path, GOOD))
+    assert isinstance(machine, Machine)
+    with pytest.raises(ValueError, match="frozen"):
+        machine.cpus = 2

@@ -1,0 +1,130 @@
+"""Guests for tests: plain ones, booted once a machine and shared between tests.
+
+What a guest's console showed during a test is attached to the test's report when it fails.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import pytest
+
+from viommu.lab.assets import Assets
+from viommu.lab.config import Machine, load_machine
+from viommu.lab.errors import LabError
+from viommu.lab.guest import Guest
+from viommu.lab.rig import Rig
+
+MACHINES = ("aarch64-virt", "x86_64-q35")
+INSIDE = Path(__file__).with_name("inside")
+
+# The guests of a test, each with the length of its console's log when the test began.
+GUESTS = pytest.StashKey[list[tuple[Guest, int]]]()
+
+
+class Bootable(Protocol):
+    """What a guest and a rig have in common."""
+
+    @property
+    def lost(self) -> bool: ...
+    def start(self) -> None: ...
+    def close(self) -> None: ...
+
+
+Booted = TypeVar("Booted", bound=Bootable)
+
+
+class Shared(Generic[Booted]):
+    """A guest or a rig that lasts for many tests, and boots anew after one that broke it."""
+
+    def __init__(self, make: Callable[[], Booted]) -> None:
+        self._make = make
+        self._booted: Booted | None = None
+
+    def get(self) -> Booted:
+        if self._booted is None or self._booted.lost:
+            self.close()
+            self._booted = self._make()
+            self._booted.start()
+        return self._booted
+
+    def close(self) -> None:
+        if self._booted is not None:
+            self._booted.close()
+            self._booted = None
+
+
+@pytest.fixture(scope="session")
+def assets() -> Assets:
+    return Assets.load()
+
+
+@pytest.fixture(scope="session", params=MACHINES)
+def machine(request: pytest.FixtureRequest) -> Machine:
+    return load_machine(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared_guest(machine: Machine, assets: Assets) -> Iterator[Shared[Guest]]:
+    shared = Shared(lambda: Guest(machine, assets))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(scope="session", params=MACHINES)
+def shared_rig(request: pytest.FixtureRequest, assets: Assets) -> Iterator[Shared[Rig]]:
+    shared = Shared(lambda: Rig(request.param, assets=assets, trace=True, scripts=INSIDE))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def rig(shared_rig: Shared[Rig], request: pytest.FixtureRequest) -> Rig:
+    """A booted guest with the SMMU and the engines, which other tests have used and will use."""
+    found = shared_rig.get()
+    watch(request.node, found.guest)
+    return found
+
+
+@pytest.fixture
+def guest(shared_guest: Shared[Guest], request: pytest.FixtureRequest) -> Guest:
+    """A booted guest without devices, which other tests have used and will use."""
+    found = shared_guest.get()
+    watch(request.node, found)
+    return found
+
+
+@pytest.fixture
+def new_guest(
+    machine: Machine, assets: Assets, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Guest]]:
+    """A function that makes a guest, not yet started, with the arguments of `Guest`."""
+    with ExitStack() as guests:
+
+        def make(**arguments: object) -> Guest:
+            made = Guest(machine, assets, **arguments)  # type: ignore[arg-type]
+            guests.callback(made.close)
+            watch(request.node, made)
+            return made
+
+        yield make
+
+
+def watch(item: pytest.Item, guest: Guest) -> None:
+    item.stash.setdefault(GUESTS, []).append((guest, len(guest.console_log())))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for guest, start in item.stash.get(GUESTS, []):
+            name = f"{guest.machine.arch} guest"
+            report.sections.append((f"{name}: console", guest.console_log()[start:]))
+            # A guest that is lost has said its last on the console.
+            with suppress(LabError):
+                report.sections.append((f"{name}: kernel log", guest.kernel_log()))
+    return report
