@@ -20,6 +20,7 @@ COMPILED = _hot is not None
 """Whether the C versions are in use."""
 
 ADDRESS_MASK = (1 << 52) - 1
+_WRONG_LENGTH = (1 << 64) - 1
 Words = array  # of type code "Q"
 
 
@@ -144,6 +145,11 @@ class RegionTable:
         ffi: Any = _hot.ffi
         source = ffi.from_buffer("uint64_t[]", runs)
         data = ffi.from_buffer("uint8_t[]", buffer, require_writable=not to_guest)
-        return int(
-            _hot.lib.vi_move(self._table, self._count, source, len(runs) // 2, data, to_guest)
+        moved = int(
+            _hot.lib.vi_move(
+                self._table, self._count, source, len(runs) // 2, data, len(data), to_guest
+            )
         )
+        if moved == _WRONG_LENGTH:
+            raise ValueError("the buffer and the runs differ in length")
+        return moved

@@ -15,7 +15,8 @@ uint32_t vi_fill(const uint64_t *descriptors, uint64_t *slots, uint32_t count,
 uint32_t vi_collect(const uint64_t *slots, uint32_t count, uint64_t need, uint32_t page_shift,
                     uint64_t offset, uint64_t length, uint64_t *runs, uint64_t *covered);
 uint64_t vi_move(const vi_region *regions, uint32_t region_count,
-                 const uint64_t *runs, uint32_t run_count, uint8_t *buffer, int to_guest);
+                 const uint64_t *runs, uint32_t run_count,
+                 uint8_t *buffer, uint64_t length, int to_guest);
 """)
 
 ffibuilder.set_source(
@@ -67,11 +68,16 @@ static uint32_t vi_collect(const uint64_t *slots, uint32_t count, uint64_t need,
 }
 
 static uint64_t vi_move(const vi_region *regions, uint32_t region_count,
-                        const uint64_t *runs, uint32_t run_count, uint8_t *buffer, int to_guest)
+                        const uint64_t *runs, uint32_t run_count,
+                        uint8_t *buffer, uint64_t length, int to_guest)
 {
     const uint64_t wanted = to_guest ? 2 : 1;
     const vi_region *region = regions;
-    uint64_t moved = 0;
+    uint64_t moved = 0, total = 0;
+    for (uint32_t i = 0; i < run_count; i++)
+        total += runs[2 * i + 1];
+    if (total != length)
+        return UINT64_MAX;
     for (uint32_t i = 0; i < run_count; i++) {
         uint64_t address = runs[2 * i], left = runs[2 * i + 1];
         while (left) {

@@ -158,17 +158,20 @@ class GuestMemory:
             self.write(address, value.to_bytes(4, "little"))
 
     def gather(self, runs: "array[int]", buffer: bytearray | memoryview) -> None:
-        """Read the runs (address, length, …), in order, into `buffer`. Raises `BusError` with what was `done`."""
+        """Read the runs (address, length, …), in order, into `buffer` of as many bytes.
+
+        Raises `BusError` with what was `done`.
+        """
         self._move(runs, buffer, to_guest=False)
 
     def scatter(self, runs: "array[int]", buffer: Buffer) -> None:
-        """Write `buffer` to the runs (address, length, …), in order. Raises `BusError` with what was `done`."""
+        """Write `buffer` to the runs (address, length, …), in order, of as many bytes.
+
+        Raises `BusError` with what was `done`.
+        """
         self._move(runs, buffer, to_guest=True)
 
     def _move(self, runs: "array[int]", buffer: Buffer, *, to_guest: bool) -> None:
-        total = sum(runs[1::2])
-        if total > len(buffer):
-            raise ValueError(f"{total} bytes do not fit a buffer of {len(buffer)}")
         if len(runs) == 2 or not hot.COMPILED:
             done = self._move_python(runs, buffer, to_guest)
         else:
@@ -177,11 +180,13 @@ class GuestMemory:
                     [(r.base, r.size, r.bytes, r.readable, r.writable) for r in self._regions]
                 )
             done = self._table.move(runs, buffer, to_guest=to_guest)
-        if done != total:
+        if done != len(buffer):
             raise _located(runs, done)
 
     def _move_python(self, runs: "array[int]", buffer: Buffer, to_guest: bool) -> int:
         window = memoryview(buffer).cast("B")
+        if sum(runs[1::2]) != len(window):
+            raise ValueError("the buffer and the runs differ in length")
         done = 0
         for address, length in zip(runs[::2], runs[1::2], strict=True):
             end = address + length

@@ -10,6 +10,7 @@ import select
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -123,7 +124,7 @@ class _Function:
                 device.add_bar(
                     bar.number,
                     bar.size,
-                    read=self._reader(bar.number),
+                    read=partial(model.read, bar.number),
                     write=self._writer(bar.number),
                     is_64bit=bar.is_64bit,
                     prefetchable=bar.prefetchable,
@@ -142,10 +143,6 @@ class _Function:
         device.on_config_write = lambda _offset, _data: self._follow_bus_master()
         device.on_disconnect = self._disconnected
         model.interrupt = self._interrupt
-
-    def _reader(self, bar: int) -> Callable[[int, int], int]:
-        read = self.model.read
-        return lambda offset, length: read(bar, offset, length)
 
     def _writer(self, bar: int) -> Callable[[int, bytes], None]:
         write = self.model.write

@@ -135,8 +135,12 @@ class Smmu:
 
         What is no aligned access of 32 or 64 bits reads as 0 (6.2: a choice).
         """
-        value = 0
-        if self._reachable(offset, size):
+        value = self._registers.get(offset) if size == 4 else None
+        if value is not None:
+            value &= _WORD  # what drivers poll ends here
+        elif not self._reachable(offset, size):
+            value = 0
+        else:
             value = self._read_word(offset)
             if size == 8:
                 value |= self._read_word(offset + 4) << 32
