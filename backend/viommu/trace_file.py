@@ -4,7 +4,7 @@ import json
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from viommu.trace import Event, Tracer
 
@@ -33,6 +33,34 @@ class TraceFile:
         if not self._file.closed:
             self._unsubscribe()
             self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class TraceReader:
+    """Reads a trace file while it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open(encoding="utf-8")
+        self._rest = ""
+
+    def read(self) -> list[dict[str, Any]]:
+        """The events since the last call, in order."""
+        *lines, self._rest = (self._rest + self._file.read()).split("\n")
+        return [json.loads(line) for line in lines]
+
+    def close(self) -> None:
+        """Let go of the file. Idempotent."""
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -16,8 +16,9 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from vfio_user import VfioUserError
+from viommu.cli.demo import ActFailed, Demo
 from viommu.lab.assets import Assets, cache_directory
-from viommu.lab.config import Machine, load_machine
+from viommu.lab.config import Machine, load_machine, scripts_directory
 from viommu.lab.errors import LabError
 from viommu.lab.guest import Guest
 from viommu.lab.provision.__main__ import check
@@ -47,7 +48,7 @@ def _explained() -> Iterator[None]:
     """A user's mistake is one sentence and exit code 1, no traceback."""
     try:
         yield
-    except (LabError, VfioUserError, OSError) as error:
+    except (LabError, VfioUserError, ActFailed, OSError) as error:
         _err.print(f"viommu: {error}", style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
 
@@ -153,9 +154,18 @@ def boot(
         guest.interact()
 
 
-def scripts_directory() -> Path:
-    """The scripts that run in the guest."""
-    return Path(__file__).parents[3] / "guest-tests" / "inside"
+@app.command()
+def demo(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the verdict as a JSON object on the last line.")
+    ] = False,
+) -> None:
+    """Show the main job on a guest: attach, DMA, detach in flight, refused DMA. Exit code 1 if anything is wrong."""
+    with _explained():
+        verdict = Demo(_out).play()
+        if as_json:
+            typer.echo(json.dumps(verdict))
+        raise typer.Exit(0 if verdict["verdict"] == "pass" else 1)
 
 
 @app.command()

@@ -109,6 +109,11 @@ def machine_directory() -> Path:
     return Path(__file__).parents[3] / "qemu-configs"
 
 
+def scripts_directory() -> Path:
+    """The scripts that run in the guest, where they are `/viommu/inside`."""
+    return Path(__file__).parents[3] / "guest-tests" / "inside"
+
+
 def load_machine(machine: str | Path) -> Machine:
     """Read a machine: the name of one that comes with the project, or a TOML file's path.
 

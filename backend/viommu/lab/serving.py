@@ -4,14 +4,15 @@ import json
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from viommu.lab.errors import LabError
 from viommu.lab.process import BoundProcess
 from viommu.lab.rundir import RunDirectory
+from viommu.trace_file import TraceReader
 
 _START_LIMIT = 30.0  # seconds
 
@@ -23,7 +24,7 @@ class ServerFailed(LabError):
 class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
-    `sockets` maps the names of the devices to their sockets. With `trace`, `events()` reads what happened so far.
+    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens.
     """
 
     def __init__(self, machine: str | Path, *, trace: bool = False, seed: int = 0) -> None:
@@ -77,16 +78,11 @@ class Serving:
         """What the server has logged."""
         return self._process.output()
 
-    def events(self, *, after: int = 0) -> Iterator[dict[str, Any]]:
-        """The events of the trace with a `seq` above `after`, as far as they are written."""
+    def trace(self) -> TraceReader:
+        """A reader of the trace, from its beginning."""
         if self._trace is None:
             raise ValueError("the trace is off: pass trace=True")
-        with self._trace.open(encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    event = json.loads(line)
-                    if event["seq"] > after:
-                        yield event
+        return TraceReader(self._trace)
 
     def close(self) -> None:
         """End the server and remove its directory."""
