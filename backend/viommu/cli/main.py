@@ -17,15 +17,15 @@ from rich.table import Table
 
 from vfio_user import VfioUserError
 from viommu.cli.demo import ActFailed, Demo
-from viommu.lab.assets import Assets, cache_directory
+from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
 from viommu.lab.errors import LabError
-from viommu.lab.guest import Guest
+from viommu.lab.linux_smmu import find_smmu
 from viommu.lab.provision.__main__ import check
 from viommu.lab.provision.cache import Cache
 from viommu.lab.qemu import device_arguments, memory_arguments
+from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
-from viommu.lab.serving import Serving
 from viommu.server import Server
 from viommu.trace import Tracer
 from viommu.trace_file import TraceFile
@@ -127,31 +127,38 @@ def boot(
         Path | None, typer.Option(help="Its modules: a lib/modules/<release> directory.")
     ] = None,
     append: Annotated[str, typer.Option(help="More words for the kernel command line.")] = "",
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")] = 0,
 ) -> None:
     """Serve the devices of MACHINE, boot a guest with them and give you its console.
 
-    Ctrl-] leaves. Python scripts that drive the SMMU are in /viommu/inside.
+    On an aarch64 machine the guest's own arm-smmu-v3 drives the SMMU, and vfio-pci has the engines. Python scripts in
+    /viommu/inside drive the SMMU themselves: with --raw, or on x86-64. Ctrl-] leaves.
     """
-    with _explained(), ExitStack() as stack:
-        config = load_machine(machine)
-        assets = Assets.load()
-        with _err.status(f"Booting {machine} …"):
-            serving = stack.enter_context(Serving(machine, seed=seed))
-            guest = stack.enter_context(
-                Guest(
-                    config,
-                    assets,
-                    devices=serving.sockets,
-                    scripts=scripts_directory(),
-                    kernel=kernel,
-                    initramfs=initramfs,
-                    modules=modules,
-                    command_line=append,
+    with _explained():
+        linux_driver = not raw and find_smmu(load_machine(machine)) is not None
+        with ExitStack() as stack:
+            with _err.status(f"Booting {machine} …"):
+                rig = stack.enter_context(
+                    Rig(
+                        machine,
+                        seed=seed,
+                        linux_driver=linux_driver,
+                        scripts=scripts_directory(),
+                        kernel=kernel,
+                        initramfs=initramfs,
+                        modules=modules,
+                        command_line=append,
+                    )
                 )
-            )
-        _err.print("Ctrl-] leaves the guest. Try: lspci -nn; ls /viommu/inside", style="dim")
-        guest.interact()
+            things = "/sys/kernel/iommu_groups /dev/vfio" if linux_driver else "/viommu/inside"
+            _err.print(f"Ctrl-] leaves the guest. Try: lspci -nn; ls {things}", style="dim")
+            rig.guest.interact()
 
 
 @app.command()
