@@ -1,6 +1,5 @@
 """A machine as a test wants it: its devices served, a guest booted with them."""
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -37,14 +36,13 @@ class Rig:
         assets = assets or Assets.load()
         self._open = ExitStack()
         try:
+            self.serving = self._open.enter_context(Serving(machine, trace=trace, seed=seed))
             if linux_driver:
                 self.smmu = LinuxSmmu.of(self.machine, assets.qemu_for(self.machine.arch))
-                home = self._open.enter_context(tempfile.TemporaryDirectory(prefix="viommu-"))
-                tree = Path(home) / "tree"
+                tree = self.serving.directory / "machine.dtb"
                 tree.write_bytes(self.smmu.tree.blob)
                 words = f"{COMMAND_LINE} {guest.get('command_line', '')}"
                 guest |= {"device_tree": tree, "command_line": words}
-            self.serving = self._open.enter_context(Serving(machine, trace=trace, seed=seed))
             self.guest = Guest(self.machine, assets, devices=self.serving.sockets, **guest)
         except BaseException:
             self._open.close()
