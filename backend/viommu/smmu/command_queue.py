@@ -192,7 +192,7 @@ class CommandQueue:
         self._done(command)
         # IDR0.SEV is 0: SIG_SEV completes like SIG_NONE (4.7.3).
         if command.cs == CompletionSignal.SIG_IRQ:
-            if command.msi_address:
+            if self._features.msi and command.msi_address:
                 try:
                     # Truncated to the OAS (3.4.3).
                     address = command.msi_address & (1 << self._features.output_address_bits) - 1

@@ -10,7 +10,7 @@ class Features:
     """The sizes a run may choose. Everything that is not here is fixed by what the model can do.
 
     `stream_id_bits` and `substream_id_bits` are widths, `command_queue_log2` and `event_queue_log2` the largest queues
-    in log2 of entries, `output_address_bits` one of the sizes of IDR5.OAS.
+    in log2 of entries, `output_address_bits` one of the sizes of IDR5.OAS. Without `msi` all interrupts are wired.
     """
 
     stream_id_bits: int = 16
@@ -18,6 +18,7 @@ class Features:
     command_queue_log2: int = 13
     event_queue_log2: int = 12
     output_address_bits: int = 48
+    msi: bool = True
 
     def __post_init__(self) -> None:
         if self.output_address_bits not in ADDRESS_SIZES[:6]:
@@ -34,7 +35,7 @@ class Features:
             ttf=2,
             cohacc=True,
             asid16=True,
-            msi=True,
+            msi=self.msi,
             cd2l=True,
             ttendian=2,
             stall_model=1,
