@@ -34,6 +34,7 @@ app = typer.Typer(
     help="A laboratory for drivers that live behind an IOMMU.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 _out = Console()
@@ -54,7 +55,7 @@ def about(
         raise typer.Exit
 
 
-@app.command()
+@app.command(short_help="Serve a machine's devices to a QEMU of your own.")
 def serve(
     machine: MachineArgument = "aarch64-virt",
     directory: Annotated[
@@ -128,7 +129,7 @@ def _show_sockets(machine: Machine, sockets: dict[str, Path]) -> None:
     _out.print("\nCtrl-C ends it.")
 
 
-@app.command()
+@app.command(short_help="Serve them, boot a guest and give you its console.")
 def boot(
     machine: MachineArgument = "aarch64-virt",
     kernel: Annotated[
@@ -193,7 +194,7 @@ def _report(serving: Serving) -> None:
         raise ServerFailed(f"the server of the devices: {describe_exit(serving.exit_code)}")
 
 
-@app.command()
+@app.command(short_help="Show attach, DMA and detach on a guest.")
 def demo(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as a JSON object on the last line.")
@@ -210,7 +211,7 @@ def demo(
         raise typer.Exit(0 if verdict["verdict"] == "pass" else 1)
 
 
-@app.command()
+@app.command(short_help="Report what is set up, and what is missing.")
 def doctor() -> None:
     """Report each part that the lab needs, its version and where it came from.
 
