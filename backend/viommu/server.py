@@ -156,7 +156,6 @@ class _Function:
             device.close()
             raise
         self._vectors = max(1, vectors)
-        self._descriptor = -1
         device.on_dma_map = self._map
         device.on_dma_unmap = self._unmap
         device.on_reset = self._reset
@@ -240,8 +239,8 @@ class _Function:
             if self._tracer:
                 self._tracer.emit(FunctionFailed(self.name, repr(error)))
 
-    def serve(self, *, patient: bool) -> bool:
-        """Take a client, or what the client has sent. True when the descriptor to poll is another now.
+    def serve(self, *, patient: bool) -> None:
+        """Take a client, or what the client has sent. The descriptor to poll may be another afterwards.
 
         `patient` is to look a little longer for the next request, when no other work waits.
         """
@@ -255,14 +254,6 @@ class _Function:
             _log.info("%s: a client attached", self.name)
             if self._tracer:
                 self._tracer.emit(ClientAttached(self.name))
-        else:
-            return False
-        return not self.device.attached or self._fresh()
-
-    def _fresh(self) -> bool:
-        descriptor = self.device.fileno()
-        changed, self._descriptor = descriptor != self._descriptor, descriptor
-        return changed
 
 
 class Server:
@@ -325,7 +316,9 @@ class Server:
         busy = [function for function in self._functions if function.busy]
         changed = False
         for descriptor, _ in self._poller.poll(0 if busy else patience):
-            changed |= self._polled[descriptor].serve(patient=not busy)
+            function = self._polled[descriptor]
+            function.serve(patient=not busy)
+            changed |= function.device.fileno() != descriptor
         if changed:
             self._watch()
         if busy:
