@@ -397,7 +397,7 @@ class Smmu:
                 self.tracer.emit(
                     Aborted(access.stream_id, access.substream_id, iova, access.write, name)
                 )
-            if record is not None and self._enabled and self._records(record.event):
+            if record is not None and self._records(record.event):
                 self.events.record(record)
             raise TransactionAborted(access, iova, record) from None
         self.in_flight.add(translation)
