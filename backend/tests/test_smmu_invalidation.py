@@ -136,6 +136,16 @@ def test_entries_of_one_asid_serve_every_context_with_it(spaces: TwoSpaces) -> N
     assert hw.number(spaces.fault(0x2000, substream=2)) == 0x10
 
 
+def test_a_neighbour_that_is_not_global_stays_in_its_address_space() -> None:
+    rig = TwoSpaces()
+    rig.low = rig.tables[1]
+    rig.map(0x9000, 0xA000 | LEAF & ~hw.NG)
+    rig.map(0xA000, 0xB000 | LEAF)
+    assert rig.go(0x9000, 0x2000, substream=1) == [(0xA000, 0x2000)]
+    assert rig.physical(0x9000, substream=2) == 0xA000
+    assert hw.number(rig.fault(0xA000, substream=2)) == 0x10
+
+
 def test_what_failed_is_not_cached() -> None:
     rig = Rig()
     assert hw.number(rig.fault(0x1000)) == 0x10
@@ -289,7 +299,7 @@ def test_tlb_counts_its_entries() -> None:
     tlb.insert_block(TAG, 0x20_0000, Block(21, 1))
     tlb.insert_block(TAG, 0x20_0000, Block(21, 1))
     tlb.insert_block(TAG._replace(asid=GLOBAL), 0x4000_0000, Block(30, 1))
-    assert len(tlb) == 3
+    assert (len(tlb), tlb._used) == (3, 512 + 2 * 32)
     tlb.invalidate_asid(StreamWorld.NS_EL1, 0, 1)
     assert len(tlb) == 1
     tlb.invalidate_vmid(StreamWorld.NS_EL1, 0)
