@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from viommu.differential import board
 from viommu.differential.abilities import OUTPUT_SIZES
-from viommu.differential.cases import Access, Case, Store
+from viommu.differential.cases import Access, Case, Commands, Step, Store
 
 _GRANULES_0 = {0: 12, 1: 16, 2: 14}
 _GRANULES_1 = {1: 14, 2: 12, 3: 16}
 _OUTPUT = ((1 << 48) - 1) & ~0xFFF
+_POINTER = ((1 << 52) - 1) & ~0x3F
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Descriptor:
             low += (self.granule - 3) * (3 - self.level)
         return self.word & _OUTPUT & -(1 << low)
 
+    @property
+    def reached(self) -> int:
+        """What a block or a page makes of the address."""
+        low = self.granule + (self.granule - 3) * (3 - self.level)
+        return self.output | self.address & (1 << low) - 1
+
 
 class Memory:
     """A case's RAM at some moment: each word is its own address until a case says otherwise."""
@@ -62,10 +69,12 @@ class Memory:
 
 
 class Circumstances:
-    """What `access` meets. Attributes are None where the way ends before."""
+    """What `access` meets after the steps `before` it. Attributes are None where the way ends."""
 
-    def __init__(self, case: Case, access: Access, memory: Memory) -> None:
-        self.case, self.access = case, access
+    def __init__(
+        self, case: Case, access: Access, memory: Memory, before: tuple[Step, ...]
+    ) -> None:
+        self.case, self.access, self.before = case, access, before
         self.memory = memory
         self.span: int | None = None
         self.ste_address: int | None = None
@@ -92,7 +101,7 @@ class Circumstances:
     @property
     def base(self) -> int:
         """STRTAB_BASE.ADDR."""
-        return self.case.strtab_base & ((1 << 52) - 1) & ~0x3F
+        return self.case.strtab_base & _POINTER
 
     def _find_ste(self) -> list[int] | None:
         stream_id = self.access.stream_id
@@ -106,7 +115,7 @@ class Circumstances:
             if entry is None:
                 return None
             self.span = entry & 0x1F
-            if not self.span or self.index >> (self.span - 1):
+            if not 1 <= self.span <= self.split + 1 or self.index >> (self.span - 1):
                 return None
             pointer = entry & ((1 << 52) - 1) & -(64 << (self.span - 1))
             self.ste_address = pointer + self.index * 64
@@ -129,7 +138,7 @@ class Circumstances:
 
     def _follow(self) -> None:
         if self.ste is not None and self.has_stage_1:
-            pointer = self.ste[0] & ((1 << 52) - 1) & ~0x3F
+            pointer = self.ste[0] & _POINTER
             address = self._through_stage_2(pointer) if self.has_stage_2 else pointer
             self.cd = None if address is None else self.memory.loads(address, 4)
             if self.cd is not None:
@@ -168,8 +177,7 @@ class Circumstances:
         address = self.access.iova & (1 << bits) - 1
         for found in self._walk(1, root & -size, granule, level, address):
             if not found.is_table and found.word & 1 and self.has_stage_2:
-                offset = (1 << found.granule + (found.granule - 3) * (3 - found.level)) - 1
-                self._through_stage_2(found.output | address & offset)
+                self._through_stage_2(found.reached)
 
     def _through_stage_2(self, ipa: int) -> int | None:
         """The physical address that stage 2 has for `ipa`, whatever its permissions."""
@@ -185,8 +193,7 @@ class Circumstances:
         root = self.ste[3] & ((1 << 52) - 1) & ~0xF & -size
         for found in self._walk(2, root, granule, level, ipa):
             if not found.is_table and found.word & 1:
-                span = 1 << found.granule + (found.granule - 3) * (3 - found.level)
-                return found.output | ipa & span - 1
+                return found.reached
         return None
 
     def _walk(
@@ -221,6 +228,16 @@ class Circumstances:
         return [found for found in self.descriptors(1) if found.is_table]
 
     @property
+    def too_high(self) -> bool:
+        """What looks like a block is at a level that has none (DDI 0487, D8.3)."""
+        leaf = self.leaf
+        return (
+            leaf is not None
+            and leaf.word & 3 == 1
+            and leaf.level < (1 if leaf.granule == 12 else 2)
+        )
+
+    @property
     def leaf(self) -> Descriptor | None:
         """The block or page descriptor of stage 1, valid or not."""
         found = self.descriptors(1)
@@ -230,8 +247,32 @@ class Circumstances:
 def circumstances(case: Case) -> Iterator[Circumstances]:
     """For each access of `case`, what it meets when its turn comes."""
     words = dict(case.image)
-    for step in case.steps:
+    for place, step in enumerate(case.steps):
         if isinstance(step, Store):
             words[step.address] = step.value
         elif isinstance(step, Access):
-            yield Circumstances(case, step, Memory(words))
+            yield Circumstances(case, step, Memory(words), case.steps[:place])
+
+
+def determined(case: Case) -> bool:
+    """Whether the architecture says what comes out of `case`, and both sides have the same memory for it.
+
+    What is stored is invalidated before it is used; contexts do not share an ASID, nor global entries; and no way leads
+    to QEMU's devices.
+    """
+    stored = False
+    for step in case.steps:
+        if stored and isinstance(step, Access):
+            return False
+        stored = isinstance(step, Store) or (stored and not isinstance(step, Commands))
+    contexts: dict[int, tuple[int, int]] = {}
+    shared = False
+    for met in circumstances(case):
+        if met.memory.met_devices:
+            return False
+        if met.ste and met.cd:
+            contexts[met.ste[0] & _POINTER] = met.cd[0] >> 48, met.ste[2] & 0xFFFF
+            shared |= (
+                met.leaf is not None and met.leaf.word & (1 | 1 << 11) == 1 and not met.too_high
+            )
+    return len(set(contexts.values())) == len(contexts) and not (shared and len(contexts) > 1)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from viommu.differential.abilities import Abilities, like_qemu
 from viommu.differential.cases import Access, Case, Outcome, Verdict
-from viommu.differential.circumstances import circumstances
+from viommu.differential.circumstances import circumstances, determined
 from viommu.differential.generate import generate
 from viommu.differential.known import KNOWN, QEMU_ENDS, Sight
 from viommu.differential.model_judge import ModelJudge
@@ -121,11 +121,11 @@ class Court:
     def differs(self, kind: tuple[str, str]) -> Callable[[Case], bool]:
         """Whether a case still has an unexplained finding of that kind: for `shrink`.
 
-        One that leads to QEMU's devices has not: they are no part of the question.
+        One whose outcome is not determined has not.
         """
 
         def check(case: Case) -> bool:
-            if any(met.memory.met_devices for met in circumstances(case)):
+            if not determined(case):
                 return False
             return any(f.kind == kind and not f.known for f in self.findings(case))
 

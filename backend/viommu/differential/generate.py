@@ -116,7 +116,8 @@ class _Maker:
             word = self.space.image[entry]
             span, table = word & 0x1F, word & ~0x3F
         else:
-            span = random.choice((split + 1, split + 1, index.bit_length() + 1))
+            # Just enough for both masters of a pair, or all that the split allows.
+            span = random.choice((split + 1, split + 1, (index | 1).bit_length() + 1))
             if random.random() < 0.1:
                 span = random.choice((0, index.bit_length(), split + 2, 31))
             # As large as it can be: QEMU looks beyond the span.
@@ -224,7 +225,7 @@ class _Maker:
 
     def _tagged(self, half: Half, address: int) -> int:
         if self.random.random() < (0.3 if half.tagged else 0.02):
-            address ^= self.random.getrandbits(8) << 56
+            address ^= self.random.choice((0x5A, 0x5A, 0x81)) << 56
         return address
 
     def _submit(self, *words: tuple[int, int]) -> None:

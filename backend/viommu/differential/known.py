@@ -7,11 +7,13 @@ are in docs/differences.md, by the same names.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from viommu.differential.cases import Outcome
+from viommu.differential.abilities import Abilities
+from viommu.differential.cases import Access, Commands, Outcome
 from viommu.differential.circumstances import Circumstances
 
 C_BAD_STREAMID, F_STE_FETCH, C_BAD_STE, F_CD_FETCH, C_BAD_CD = 0x02, 0x03, 0x04, 0x09, 0x0A
 F_WALK_EABT, F_TRANSLATION, F_ADDR_SIZE, F_ACCESS, F_PERMISSION = 0x0B, 0x10, 0x11, 0x12, 0x13
+_TLBI_NH_VA, _TLBI_NH_VAA = 0x12, 0x13
 _ADDRESSES = ((1 << 128) - 1) << 128
 
 
@@ -42,6 +44,8 @@ class Known:
 
     name: str
     applies: Callable[[Sight], bool]
+    applies_to: Callable[[Abilities], bool] = lambda _: True
+    """Whether it can come up between sides that have these abilities in common."""
 
 
 # Streams
@@ -65,14 +69,6 @@ def _invalid_stream_recorded(sight: Sight) -> bool:
         and sight.our_event is None
         and sight.their_event == C_BAD_STREAMID
     )
-
-
-def _table_half_aligned(sight: Sight) -> bool:
-    met = sight.met
-    size = 6 + met.log2size
-    if met.case.two_level:
-        size = max(6, 3 + met.log2size - met.split)
-    return bool(met.base >> (size - 1) & 1) and size > 6
 
 
 def _substreams_without_any(sight: Sight) -> bool:
@@ -128,7 +124,27 @@ def _privilege(sight: Sight) -> bool:
     if not _says(sight, sight.ours, F_PERMISSION) or met.leaf is None:
         return False
     no_user = not met.leaf.word & 1 << 6 or any(table.word & 1 << 61 for table in met.tables)
-    return no_user and sight.theirs.reached is not None
+    return no_user and sight.theirs.reached == met.leaf.reached
+
+
+def _tagged_entry(sight: Sight) -> bool:
+    met = sight.met
+    # QEMU takes TBI0 for both halves.
+    tagged = met.tbi(False) and met.access.iova >> 56 != (0xFF if met.high else 0)
+    by_address = any(
+        low & 0xFF in (_TLBI_NH_VA, _TLBI_NH_VAA)
+        for step in met.before
+        if isinstance(step, Commands)
+        for low, _ in step.words
+    )
+    # It lives on what an access with the same tag left behind.
+    return tagged and by_address and _same_page_before(met)
+
+
+def _same_page_before(met: Circumstances) -> bool:
+    return any(
+        isinstance(step, Access) and step.iova >> 12 == met.access.iova >> 12 for step in met.before
+    )
 
 
 def _read_only_table_first(sight: Sight) -> bool:
@@ -167,26 +183,18 @@ def _leaf_size_last(sight: Sight) -> bool:
 
 
 def _block_too_high(sight: Sight) -> bool:
-    met = sight.met
-    if not met.leaf:
-        return False
-    highest = {12: 1, 14: 2, 16: 2}[met.leaf.granule]
-    return (
-        met.leaf.word & 3 == 1
-        and met.leaf.level < highest
-        and _says(sight, sight.ours, F_TRANSLATION)
-    )
+    return sight.met.too_high and _says(sight, sight.ours, F_TRANSLATION)
 
 
 KNOWN: tuple[Known, ...] = (
     Known("stream-beyond-span", _beyond_span),
     Known("invalid-stream-recorded", _invalid_stream_recorded),
-    Known("stream-table-half-aligned", _table_half_aligned),
     Known("substreams-without-any", _substreams_without_any),
     Known("bypass-unbounded", _bypass_unbounded),
     Known("cd-fetch-address", _cd_fetch_address),
     Known("top-byte-of-ttb1", _top_byte_1),
     Known("everything-privileged", _privilege),
+    Known("tagged-entry-stays", _tagged_entry),
     Known("read-only-table-first", _read_only_table_first),
     Known("read-only-table-forgotten", _read_only_table_forgotten),
     Known("table-address-unchecked", _table_size_unchecked),

@@ -99,8 +99,12 @@ def _noise(random: Random) -> int:
 
 
 def hierarchy(random: Random) -> int:
-    """NSTable, APTable, XNTable and PXNTable of a table descriptor (DDI 0487, D8.3)."""
-    return _bits(random, {1 << 59: 0.05, 1 << 60: 0.05, 1 << 61: 0.03, 1 << 62: 0.04, 1 << 63: 0.1})
+    """NSTable, APTable, XNTable and PXNTable of a table descriptor (DDI 0487, D8.3).
+
+    And nG, which tables do not have: one that is damaged may become a block.
+    """
+    chances = {1 << 59: 0.05, 1 << 60: 0.05, 1 << 61: 0.03, 1 << 62: 0.04, 1 << 63: 0.1}
+    return NOT_GLOBAL | _bits(random, chances)
 
 
 def _level(random: Random, levels: list[int]) -> int:
@@ -218,7 +222,7 @@ def damage(random: Random, space: Space, table: Table) -> None:
         elif roll == 1:
             word ^= 2
         elif roll == 2:
-            word ^= 1 << random.choice((6, 7, 10, 11))
+            word ^= 1 << random.choice((6, 7, 10))
         else:
             word = word & ~(((1 << 48) - 1) & ~0xFFF) | random.choice(_FAR_AWAY)
         space.put(entry, word)
