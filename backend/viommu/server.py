@@ -27,7 +27,14 @@ from viommu.trace import Event, Tracer
 
 _log = logging.getLogger(__name__)
 _IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
-_SPIN = 8
+# Requests of one client in a row, and how often to look for the next one. While a model has work, a client that sends
+# without end must not keep it from its next step, and waiting for a client would.
+_PATIENT, _BRIEF = (64, 8), (16, 0)
+
+_NOT_SHARED = (
+    "%s: no DMA goes through, for QEMU keeps guest RAM to itself: start it with "
+    "-object memory-backend-memfd,id=ram,size=…,share=on -machine …,memory-backend=ram"
+)
 
 SMMU_IDENTITY = Identity(vendor_id=0x1234, device_id=0x5303, class_code=0x080600)
 """An IOMMU by its class code; the numbers are of QEMU's space for experiments."""
@@ -74,6 +81,14 @@ class BusMasterChanged(Event):
     enabled: bool
 
 
+@dataclass(frozen=True, slots=True)
+class FunctionFailed(Event):
+    """A step of the function's model raised an exception: it is dead until it is reset."""
+
+    function: str
+    error: str
+
+
 class _SmmuFunction:
     """The SMMU as the server sees a function: its registers are BAR 0."""
 
@@ -104,7 +119,11 @@ class _SmmuFunction:
 
 
 class _Function:
-    """A model on its socket."""
+    """A model on its socket.
+
+    A model whose step raised an exception is dead, like a card that was pulled: it reads as all ones and takes no
+    writes until the guest resets it or another client comes.
+    """
 
     def __init__(
         self,
@@ -116,16 +135,17 @@ class _Function:
         tracer: Tracer,
         msix: bool,
     ) -> None:
-        self.name, self.model = name, model
+        self.name, self._model = name, model
         self._memory, self._port, self._tracer = memory, port, tracer
+        self._dead = self._shared = self._complained = False
         self.device = device = PciDevice(socket_path, **model.identity._asdict())
         try:
             for bar in model.bars:
                 device.add_bar(
                     bar.number,
                     bar.size,
-                    read=partial(model.read, bar.number),
-                    write=self._writer(bar.number),
+                    read=partial(self._read, bar.number),
+                    write=partial(self._write, bar.number),
                     is_64bit=bar.is_64bit,
                     prefetchable=bar.prefetchable,
                 )
@@ -144,39 +164,81 @@ class _Function:
         device.on_disconnect = self._disconnected
         model.interrupt = self._interrupt
 
-    def _writer(self, bar: int) -> Callable[[int, bytes], None]:
-        write = self.model.write
-        return lambda offset, data: write(bar, offset, len(data), int.from_bytes(data, "little"))
+    # What the guest does
 
-    def _interrupt(self, vector: int) -> bool:
-        return vector < self._vectors and self.device.trigger_interrupt(vector)
+    def _read(self, bar: int, offset: int, size: int) -> int:
+        return (1 << 8 * size) - 1 if self._dead else self._model.read(bar, offset, size)
+
+    def _write(self, bar: int, offset: int, data: bytes) -> None:
+        if self._dead:
+            return
+        if not self._shared and not self._complained:
+            self._sees_memory()  # a driver has come
+        self._model.write(bar, offset, len(data), int.from_bytes(data, "little"))
 
     def _map(self, region: DmaRegion) -> None:
         self._memory.add_region(
             region.iova, region.size, region.view, region.readable, region.writable
         )
+        if not self._shared:
+            self._follow_bus_master()
 
     def _unmap(self, region: DmaRegion) -> None:
         self._memory.remove_region(region.iova, region.size)
 
+    def _sees_memory(self) -> bool:
+        """Whether the client shares any memory that can be written. That it does not is said once."""
+        if not self._shared:
+            regions = self.device.dma_regions
+            self._shared = any(region.writable and region.view is not None for region in regions)
+            if regions and not self._shared and not self._complained:
+                self._complained = True
+                _log.error(_NOT_SHARED, self.name)
+        return self._shared
+
     def _follow_bus_master(self) -> None:
-        if self._port is None or self._port.bus_master == self.device.bus_master:
+        enabled = self.device.bus_master and self._sees_memory()
+        if self._port is None or self._port.bus_master == enabled:
             return
-        self._port.bus_master = self.device.bus_master
+        self._port.bus_master = enabled
         if self._tracer:
-            self._tracer.emit(BusMasterChanged(self.name, self._port.bus_master))
+            self._tracer.emit(BusMasterChanged(self.name, enabled))
 
     def _reset(self, kind: ResetType) -> None:
-        self.model.reset()
-        self._follow_bus_master()
+        self._revive()
         if self._tracer:
             self._tracer.emit(FunctionReset(self.name, kind.name))
 
     def _disconnected(self) -> None:
-        self.model.reset()
-        self._follow_bus_master()
+        self._revive()
+        self._shared = self._complained = False
         if self._tracer:
             self._tracer.emit(ClientDetached(self.name))
+
+    def _revive(self) -> None:
+        self._dead = False
+        self._model.reset()
+        self._follow_bus_master()
+
+    # What the model does
+
+    def _interrupt(self, vector: int) -> bool:
+        return vector < self._vectors and self.device.trigger_interrupt(vector)
+
+    @property
+    def busy(self) -> bool:
+        """`step` has work to do."""
+        return self._model.busy and not self._dead
+
+    def step(self) -> None:
+        """Let the model do one small thing."""
+        try:
+            self._model.step()
+        except Exception as error:
+            _log.exception("%s: the model failed: it is dead until it is reset", self.name)
+            self._dead = True
+            if self._tracer:
+                self._tracer.emit(FunctionFailed(self.name, repr(error)))
 
     def serve(self, *, patient: bool) -> bool:
         """Take a client, or what the client has sent. True when the descriptor to poll is another now.
@@ -184,8 +246,9 @@ class _Function:
         `patient` is to look a little longer for the next request, when no other work waits.
         """
         if self.device.attached:
+            limit, spin = _PATIENT if patient else _BRIEF
             try:
-                self.device.run(spin=_SPIN if patient else 0)
+                self.device.run(limit, spin)
             except ClientLost:
                 _log.info("%s: the client is gone", self.name)
         elif self.device.attach():
@@ -244,29 +307,36 @@ class Server:
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
+            self._watch()
         except BaseException:
             self._open.close()
             raise
 
     def run(self) -> None:
         """Serve until `stop` is called, from a signal handler or a model's callback."""
-        poller, functions = self._poller()
         while not self._stopped:
-            busy = [f for f in self._functions if f.model.busy]
-            changed = False
-            for descriptor, _ in poller.poll(0 if busy else _IDLE):
-                changed |= functions[descriptor].serve(patient=not busy)
-            if changed:
-                poller, functions = self._poller()
-            if busy:
-                self._order.choice(busy).model.step()
+            self.turn(_IDLE)
 
-    def _poller(self) -> "tuple[select.poll, dict[int, _Function]]":
-        poller = select.poll()
-        functions = {f.device.fileno(): f for f in self._functions}
-        for descriptor in functions:
-            poller.register(descriptor, select.POLLIN)
-        return poller, functions
+    def turn(self, patience: int = 0) -> bool:
+        """Take what the clients have sent, then let one model that had work before do one step. True when one did.
+
+        When none had work, wait up to `patience` milliseconds for a client.
+        """
+        busy = [function for function in self._functions if function.busy]
+        changed = False
+        for descriptor, _ in self._poller.poll(0 if busy else patience):
+            changed |= self._polled[descriptor].serve(patient=not busy)
+        if changed:
+            self._watch()
+        if busy:
+            self._order.choice(busy).step()
+        return bool(busy)
+
+    def _watch(self) -> None:
+        self._poller = select.poll()
+        self._polled = {function.device.fileno(): function for function in self._functions}
+        for descriptor in self._polled:
+            self._poller.register(descriptor, select.POLLIN)
 
     def stop(self) -> None:
         """Let `run` return."""

@@ -12,7 +12,6 @@ from viommu.driver.domain import Domain
 from viommu.driver.queues import Completion
 from viommu.driver.smmu import SmmuDriver
 from viommu.driver.stream_table import StreamTable
-from viommu.layouts.records import EventRecord
 from viommu.layouts.test_engine import EngineCommand
 
 SMMU_CLASS = 0x080600
@@ -23,7 +22,7 @@ UNTOUCHED = 0xA5
 SOURCE, DESTINATION = 0x1000_0000, 0x2_2000_0000
 """The IOVAs that most cases use."""
 
-Json = int | str | bool | list["Json"] | dict[str, "Json"] | None
+Json = int | float | str | bool | list["Json"] | dict[str, "Json"] | None
 
 
 class Board:
@@ -99,6 +98,15 @@ class Board:
         self.driver = driver
         return driver
 
+    def poke(self, address: int, value: int) -> None:
+        """Store a 64-bit word at a physical address among the tables, behind the driver's back."""
+        assert self._tables is not None
+        for base, view in self._tables.ranges():
+            if base <= address < base + len(view):
+                view.cast("Q")[(address - base) // 8] = value
+                return
+        raise ValueError(f"{address:#x} is not among the tables")
+
     # DMA
 
     def dma(
@@ -171,6 +179,3 @@ class Board:
             "stray_bytes": self.stray_bytes(),
             "events": self.events(),
         }
-
-
-__all__ = ["Board", "EventRecord", "Json"]

@@ -6,6 +6,7 @@ import os
 DEVICES = "/sys/bus/pci/devices"
 _COMMAND = 4
 _BUS_MASTER = 1 << 2
+_INTX_DISABLE = 1 << 10
 
 
 class Function:
@@ -29,9 +30,16 @@ class Function:
 
     def set_bus_master(self, on: bool) -> None:
         """Let the function do DMA, or not."""
+        self._set_command(_BUS_MASTER, on)
+
+    def allow_intx(self) -> None:
+        """Let the function assert its interrupt pin (again)."""
+        self._set_command(_INTX_DISABLE, False)
+
+    def _set_command(self, bit: int, on: bool) -> None:
         descriptor = os.open(f"{self.path}/config", os.O_RDWR)
         command = int.from_bytes(os.pread(descriptor, 2, _COMMAND), "little")
-        command = command | _BUS_MASTER if on else command & ~_BUS_MASTER
+        command = command | bit if on else command & ~bit
         os.pwrite(descriptor, command.to_bytes(2, "little"), _COMMAND)
         os.close(descriptor)
 

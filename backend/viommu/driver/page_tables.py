@@ -1,6 +1,6 @@
 """VMSAv8-64 stage 1 translation tables of the 4 KiB granule (DDI 0487, D8)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from typing import NamedTuple
@@ -76,15 +76,13 @@ class Mapping(NamedTuple):
 class _Table:
     """A table, and which of its descriptors point at further ones.
 
-    `mask` wraps an index into it, `live` counts the valid descriptors, `slot` is the one of `parent` that points here.
+    `mask` wraps an index into it, `live` counts its valid descriptors.
     """
 
-    __slots__ = ("buffer", "children", "level", "live", "mask", "parent", "slot")
+    __slots__ = ("buffer", "children", "level", "live", "mask")
 
-    def __init__(
-        self, buffer: Buffer, index_bits: int, level: int, parent: "_Table | None", slot: int
-    ) -> None:
-        self.buffer, self.level, self.parent, self.slot = buffer, level, parent, slot
+    def __init__(self, buffer: Buffer, index_bits: int, level: int) -> None:
+        self.buffer, self.level = buffer, level
         self.mask = (1 << index_bits) - 1
         self.children: dict[int, _Table] = {}
         self.live = 0
@@ -120,7 +118,7 @@ class PageTable:
         root_bits = input_bits - PAGE_SHIFT - INDEX_BITS * (levels - 1)
         root_size = max(8 << root_bits, SMALLEST_TABLE)
         buffer = memory.allocate(root_size, root_size)
-        self._root = _Table(buffer, root_bits, self.start_level, None, 0)
+        self._root = _Table(buffer, root_bits, self.start_level)
         self._retired: list[_Table] = []
 
     @property
@@ -181,40 +179,33 @@ class PageTable:
         begins or ends inside a block.
         """
         self._require_range(iova, size)
-        leaves = list(self._leaves(self._root, iova, iova + size))
-        removed = [mapping for _, _, mapping in leaves]
+        removed = self._leaves(self._root, iova, iova + size)
         for mapping in removed[:1] + removed[-1:]:
             if mapping.iova < iova or mapping.iova + mapping.size > iova + size:
                 raise MappingError(
                     f"{iova:#x}+{size:#x} splits the block of {mapping.size:#x} at {mapping.iova:#x}"
                 )
-        for table, slot, _ in leaves:
-            self._clear(table, slot)
+        self._remove(self._root, iova, iova + size)
         return removed
 
     def translate(self, iova: int) -> int | None:
         """The physical address that `iova` maps to, permissions aside; None when it maps to nothing."""
-        for _, _, mapping in self._leaves(self._root, iova, iova + 1):
-            return mapping.address + iova - mapping.iova
-        return None
+        found = self._leaves(self._root, iova, iova + 1)
+        return found[0].address + iova - found[0].iova if found else None
 
     def mappings(self) -> list[Mapping]:
         """Every mapping, by ascending IOVA, one a descriptor."""
-        leaves = self._leaves(self._root, self.first, self.first + (1 << self.input_bits))
-        return [mapping for _, _, mapping in leaves]
+        return self._leaves(self._root, self.first, self.first + (1 << self.input_bits))
 
     def release(self) -> None:
         """Give back the tables that unmapping took out of the tree. Only after the TLB invalidation completed."""
-        while self._retired:
-            self._memory.free(self._retired.pop().buffer)
+        self._free(self._retired)
+        self._retired = []
 
     def close(self) -> None:
         """Give back every table. Only once no CD points here and the TLB is invalidated."""
         self.release()
-        tables = [self._root]
-        for table in tables:
-            tables.extend(table.children.values())
-            self._memory.free(table.buffer)
+        self._free([self._root])
 
     def _top_block_level(self) -> int:
         return max(self.start_level, FIRST_BLOCK_LEVEL)
@@ -244,23 +235,47 @@ class PageTable:
             raise MappingError(f"the output address {address_bits:#x} is not a whole page's")
         if address_end > 1 << self.output_bits:
             raise MappingError(f"the output reaches {address_end:#x}, past {self.output_bits} bits")
-        for _, _, mapping in self._leaves(self._root, iova, iova + size):
+        for mapping in self._leaves(self._root, iova, iova + size):
             raise MappingError(f"{mapping.iova:#x}+{mapping.size:#x} is mapped already")
 
-    def _leaves(self, table: _Table, first: int, end: int) -> Iterator[tuple[_Table, int, Mapping]]:
-        """The valid leaf descriptors that map something of `first` to `end`: table, index in it, mapping."""
+    def _leaves(self, table: _Table, first: int, end: int) -> list[Mapping]:
+        """What the leaf descriptors at and below `table` map of `first` to `end`."""
         step, words, children = span(table.level), table.buffer.words, table.children
         base = first & -step
         slot = base // step & table.mask
-        for iova in range(base, end, step):
+        if not children:
+            run = words[slot : slot - (base - end) // step]
+            return [
+                Mapping(iova, descriptor & _ADDRESS, step)
+                for iova, descriptor in zip(range(base, end, step), run, strict=True)
+                if descriptor & _VALID
+            ]
+        leaves = []
+        for place, iova in enumerate(range(base, end, step), slot):
+            child = children.get(place)
+            if child is not None:
+                leaves += self._leaves(child, max(first, iova), min(end, iova + step))
+            elif words[place] & _VALID:
+                leaves.append(Mapping(iova, words[place] & _ADDRESS, step))
+        return leaves
+
+    def _remove(self, table: _Table, first: int, end: int) -> None:
+        """Invalidate the leaf descriptors of whole blocks, and take tables that hold nothing else out of the tree."""
+        step, words, children = span(table.level), table.buffer.words, table.children
+        base = first & -step
+        for slot, iova in enumerate(range(base, end, step), base // step & table.mask):
             child = children.get(slot)
             if child is not None:
-                yield from self._leaves(child, max(first, iova), min(end, iova + step))
-            else:
-                descriptor = words[slot]
-                if descriptor & _VALID:
-                    yield table, slot, Mapping(iova, descriptor & _ADDRESS, step)
-            slot += 1
+                if iova < first or iova + step > end:
+                    self._remove(child, max(first, iova), min(end, iova + step))
+                    if child.live:
+                        continue
+                # The table goes as it is: nothing finds it from above any more.
+                self._retired.append(children.pop(slot))
+            elif not words[slot] & _VALID:
+                continue
+            words[slot] = 0
+            table.live -= 1
 
     def _install(self, iova: int, level: int, descriptors: list[int]) -> None:
         """Store leaf descriptors of one level for consecutive addresses."""
@@ -284,21 +299,15 @@ class PageTable:
             child = table.children.get(slot)
             if child is None:
                 buffer = self._memory.allocate(PAGE_SIZE, PAGE_SIZE)
-                child = _Table(buffer, INDEX_BITS, table.level + 1, table, slot)
+                child = _Table(buffer, INDEX_BITS, table.level + 1)
                 table.children[slot] = child
                 table.buffer.words[slot] = child.buffer.address | _TABLE
                 table.live += 1
             table = child
         return table
 
-    def _clear(self, table: _Table, slot: int) -> None:
-        """Invalidate one descriptor, and take tables that hold nothing any more out of the tree."""
-        table.buffer.words[slot] = 0
-        table.live -= 1
-        while not table.live and table.parent is not None:
-            parent = table.parent
-            parent.buffer.words[table.slot] = 0
-            parent.live -= 1
-            del parent.children[table.slot]
-            self._retired.append(table)
-            table = parent
+    def _free(self, tables: list[_Table]) -> None:
+        """Give back tables and all that hangs below them."""
+        for table in tables:
+            self._free(list(table.children.values()))
+            self._memory.free(table.buffer)

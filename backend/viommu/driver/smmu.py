@@ -260,6 +260,12 @@ class SmmuDriver:
             case DetachMode.SMMU_DISABLED:
                 self.disable(abort=True)
 
+    def invalidate_stream(self, stream_id: int, *, leaf: bool = True) -> None:
+        """Make the SMMU forget a stream's STE and CDs, and with `leaf` False the way to its STE too (4.3.1)."""
+        self._complete(
+            StreamCommand(opcode=Opcode.CMD_CFGI_STE, stream_id=stream_id, leaf_or_range=leaf)
+        )
+
     # What the SMMU reports
 
     def events(self) -> list[EventRecord]:
@@ -321,12 +327,12 @@ class SmmuDriver:
     def _change_ste(self, stream_id: int, target: StreamTableEntry) -> None:
         known = self.table.has(stream_id)
         words = self.table.entry(stream_id)
-        command = StreamCommand(opcode=Opcode.CMD_CFGI_STE, stream_id=stream_id)
         if not known:
-            # The pointer to a new second-level table: only without Leaf is it looked at again (4.3.1).
-            self._complete(command)
-        command.leaf_or_range = _LEAF
-        change_entry(words, target, stream_table.used_bits, lambda: self._complete(command))
+            # The pointer to a new second-level table is only looked at again without Leaf.
+            self.invalidate_stream(stream_id, leaf=False)
+        change_entry(
+            words, target, stream_table.used_bits, lambda: self.invalidate_stream(stream_id)
+        )
 
     def _change_cd(
         self, stream_id: int, stream: _Stream, substream_id: int, domain: Domain | None

@@ -73,7 +73,7 @@ class Translator:
         limit = 1 << self._output_address_bits
         if iova >= limit:
             raise translation_fault(EventType.F_ADDR_SIZE, access, iova)
-        size = min(size, limit - iova)
+        size = min(size, MAX_RANGE, limit - iova)
         return Translation(access, iova, array("Q", (iova, size)), size)
 
     def _translate_some(
