@@ -244,9 +244,7 @@ class Configuration:
             raise self._refuse(EventType.C_BAD_CD, access, substream_id)
         return stage_1
 
-    def _physical(
-        self, place: int, stage_2: Stage2 | None, access: Access, address: int
-    ) -> int:
+    def _physical(self, place: int, stage_2: Stage2 | None, access: Access, address: int) -> int:
         """Where a part of a CD table lies: its pointers are IPAs when there is a stage 2 (3.4)."""
         if stage_2 is None:
             return place

@@ -22,6 +22,9 @@ from viommu.smmu.features import Features
 from viommu.smmu.tlb import GLOBAL, STAGE_2, Tag
 
 
+_WORLDS = frozenset(int(world) for world in StreamWorld)
+
+
 @dataclass(frozen=True, slots=True)
 class TableBase:
     """One of the two halves of the address space: TTB0 or TTB1 of a context descriptor (5.4).
@@ -129,7 +132,7 @@ def ste_illegal(ste: StreamTableEntry, features: Features) -> bool:
             return True
         # STRW counts only for stage 1 alone, and where there is an EL2 (5.2, STRW).
         own_world = ste.config == SteConfig.S1_TRANSLATE and features.hyp
-        if own_world and ste.strw not in (StreamWorld.NS_EL1, StreamWorld.EL2):
+        if own_world and int(ste.strw) not in _WORLDS:
             return True
     if translates_stage_2(ste):
         return not features.stage_2 or decode_stage_2(ste, features) is None

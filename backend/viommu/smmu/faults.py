@@ -29,13 +29,14 @@ class Stalled:
 class Fault(Exception):
     """A transaction cannot go on. `record` is what goes to the event queue; None is an abort without an event.
 
-    With `stall` the transaction waits for software's answer.
+    With `stall` the transaction waits for software's answer; with `merge` (STE.MEV) the record may stand for several.
     """
 
     def __init__(self, record: EventRecord | None, *, stall: bool = False) -> None:
         super().__init__("abort without an event" if record is None else str(record))
         self.record = record
         self.stall = stall
+        self.merge = False
 
 
 class TransactionAborted(Exception):

@@ -185,7 +185,10 @@ class Tlb:
             self._drop(tag)
 
     def invalidate_vmid(self, world: StreamWorld, vmid: int, *, stage_2: bool = False) -> None:
-        """Every stage 1 entry of the VMID, global ones too (CMD_TLBI_NH_ALL); with `stage_2` (CMD_TLBI_S12_VMALL) all."""
+        """Every stage 1 entry of the VMID, global ones too (CMD_TLBI_NH_ALL).
+
+        With `stage_2` those of stage 2 as well (CMD_TLBI_S12_VMALL).
+        """
         for tag in [t for t in self._spaces if t.world is world and t.vmid == vmid]:
             if stage_2 or tag.asid != STAGE_2:
                 self._drop(tag)
@@ -225,16 +228,14 @@ class Tlb:
             if not space.blocks and not space.rows:
                 del self._spaces[tag]
 
-    def _of(
-        self, world: StreamWorld, vmid: int, asid: int | None
-    ) -> Iterator[tuple[Tag, _Space]]:
+    def _of(self, world: StreamWorld, vmid: int, asid: int | None) -> Iterator[tuple[Tag, _Space]]:
         for tag, space in self._spaces.items():
             if tag.world is not world or tag.vmid != vmid:
                 continue
-            if asid is None:
-                wanted = tag.asid != STAGE_2
+            if tag.asid == STAGE_2 or asid == STAGE_2:
+                wanted = tag.asid == asid
             else:
-                wanted = tag.asid == asid or (tag.asid == GLOBAL and asid != STAGE_2)
+                wanted = asid is None or tag.asid in (asid, GLOBAL)
             if wanted:
                 yield tag, space
 
@@ -250,8 +251,6 @@ def _clear(key: tuple[int, int], row: "array[int]", first: int, last: int) -> No
 
 
 _BLOCK_SHIFTS = tuple(
-    sorted(
-        {granule + levels * (granule - 3) for granule in _PAGE_SHIFTS for levels in (1, 2)}
-    )
+    sorted({granule + levels * (granule - 3) for granule in _PAGE_SHIFTS for levels in (1, 2)})
 )
 """log2 of the bytes that a block of level 2, and of level 1, maps, for every granule."""

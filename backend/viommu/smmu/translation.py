@@ -65,7 +65,9 @@ class Translator:
         except Fault as fault:
             if not done:
                 stage = context.stage_2 if fault.record and fault.record.s2 else context.stage_1
-                raise as_configured(fault, stage) from None
+                fault = as_configured(fault, stage)
+                fault.merge = context.merges
+                raise fault from None
         return Translation(access, iova, runs, done)
 
     def bypass(self, access: Access, iova: int, size: int) -> Translation:

@@ -125,7 +125,9 @@ class Walker:
             entry = table + index * 8
             if below is not None:
                 entry = self.ipa_to_pa(below, entry, access, address, FaultClass.TTD)
-            descriptor = self._load(entry, access, address, stage_2=False, fault_class=FaultClass.TTD)
+            descriptor = self._load(
+                entry, access, address, stage_2=False, fault_class=FaultClass.TTD
+            )
             if not self._is_valid(descriptor, granule, level, shift):
                 raise translation_fault(EventType.F_TRANSLATION, access, address)
             output = self._output(descriptor, granule)
@@ -175,9 +177,7 @@ class Walker:
                 return self._stage_2(stage, ipa, access, address, fault_class)
             except _Changed:
                 continue
-        raise translation_fault(
-            EventType.F_WALK_EABT, access, address, fault_class, stage_2=True
-        )
+        raise translation_fault(EventType.F_WALK_EABT, access, address, fault_class, stage_2=True)
 
     def _stage_2(
         self, stage: Stage2, ipa: int, access: Access, address: int, fault_class: FaultClass
