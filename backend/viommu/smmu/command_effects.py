@@ -102,11 +102,10 @@ class CommandEffects:
 
     def _apply_to_stream(self, command: StreamCommand) -> None:
         configuration, stream_id = self._configuration, command.stream_id
-        self.invalidated = True
         match command.opcode:
             case Opcode.CMD_PREFETCH_CONFIG | Opcode.CMD_PREFETCH_ADDR:
-                self.invalidated = False
                 self._prefetch(command)
+                return
             case Opcode.CMD_CFGI_STE:
                 configuration.invalidate_streams(stream_id)
             case Opcode.CMD_CFGI_STE_RANGE if command.leaf_or_range == CFGI_ALL_RANGE:
@@ -117,6 +116,7 @@ class CommandEffects:
                 configuration.invalidate_cd(stream_id, command.substream_id)
             case _:
                 configuration.invalidate_cds(stream_id)
+        self.invalidated = True
 
     def _answer(self, command: ResumeCommand) -> None:
         """CMD_RESUME and CMD_STALL_TERM. IDR0.TERM_MODEL is 1: to terminate is to abort (4.6)."""

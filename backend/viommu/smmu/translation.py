@@ -96,19 +96,28 @@ class Translator:
                 self._tlb.forget(tag, address)
             block = self._tlb.block(tag, address)
             if block is not None:
-                if block.slot & need == need:
-                    return _use(block, address, size, runs)
+                covered = _use(block, need, address, size, runs)
+                if covered:
+                    return covered
                 self._refuse(context, block.slot, access, address)
                 self._tlb.forget(tag, address)
         if stage_1 is None:
             assert context.stage_2 is not None
-            leaf = self._walker.stage_2(context.stage_2, address, access, address, FaultClass.IN)
-            return self._keep(context, leaf, need, address, size, runs)
-        assert base is not None
-        leaf = self._walker.stage_1(stage_1, context.stage_2, base, access, address)
-        if context.stage_2 is not None:
-            leaf = self._through_stage_2(context.stage_2, leaf, access, address)
-        return self._keep(context, leaf, need, address, size, runs)
+            leaf = self._walker.stage_2(
+                context.stage_2, address, access, address, FaultClass.IN, alone=True
+            )
+        else:
+            assert base is not None
+            leaf = self._walker.stage_1(stage_1, context.stage_2, base, access, address)
+            if context.stage_2 is not None:
+                leaf = self._through_stage_2(context.stage_2, leaf, access, address)
+        covered = self._keep(context, leaf, need, address, size, runs)
+        if not covered:
+            raise translation_fault(
+                EventType.F_PERMISSION, access, address, stage_2=stage_1 is None,
+                ipa=address if stage_1 is None else 0,
+            )  # fmt: skip
+        return covered
 
     def _refuse(self, context: StreamContext, slot: int, access: Access, address: int) -> None:
         """Raise the permission fault of a cached entry, if the entry alone can tell that it is one."""
@@ -116,6 +125,10 @@ class Translator:
             return  # the write may make it dirty
         if context.stage_2 is None:
             raise translation_fault(EventType.F_PERMISSION, access, address)
+        if context.stage_1 is None:
+            raise translation_fault(
+                EventType.F_PERMISSION, access, address, stage_2=True, ipa=address
+            )
         # Whose permission it is, of stage 1 or 2, and at which IPA, only a walk knows.
 
     def _through_stage_2(self, stage_2: Stage2, leaf: Leaf, access: Access, address: int) -> Leaf:
@@ -147,7 +160,7 @@ class Translator:
         row = self._tlb.insert(tag, address, leaf.entry)
         shift = leaf.entry.shift
         if row is None:
-            return _use(leaf.entry, address, size, runs)
+            return _use(leaf.entry, need, address, size, runs)
         if leaf.mask:
             first = address >> shift & len(row) - 1
             count = len(row) - first
@@ -188,7 +201,9 @@ def _collect(
     return hot.collect(row, first, count, need, shift, offset, size, runs)
 
 
-def _use(entry: Entry, address: int, size: int, runs: "array[int]") -> int:
+def _use(entry: Entry, need: int, address: int, size: int, runs: "array[int]") -> int:
+    if entry.slot & need != need:
+        return 0
     inside = (1 << entry.shift) - 1
     part = min(size, inside + 1 - (address & inside))
     start = entry.slot & _OUTPUT & ~inside | address & inside

@@ -101,8 +101,8 @@ class Walker:
     ) -> Leaf:
         """Find the leaf of stage 1 that maps `address`, its output an IPA when there is a stage 2 `below`.
 
-        The access is allowed when this returns, and the access flag and dirty state are updated if need be. Raises
-        the fault that the walk meets.
+        The access flag and dirty state are updated if need be. Raises the fault that the walk meets; but whether the
+        access has permission is told by the leaf's flags when there is no `below`.
         """
         for _ in range(_UPDATE_TRIES):
             try:
@@ -152,9 +152,11 @@ class Walker:
         need = needed_flags(access)
         if flags & need != need and flags & CLEAN:
             # Writable, and clean: the write makes it dirty.
-            updated &= ~_AP_READ_ONLY
-            flags = _stage_1_flags(stage, updated, inherited)
-        if flags & need != need:
+            dirty = _stage_1_flags(stage, updated & ~_AP_READ_ONLY, inherited)
+            if dirty & need == need:
+                updated &= ~_AP_READ_ONLY
+                flags = dirty
+        if flags & need != need and below is not None:
             raise translation_fault(EventType.F_PERMISSION, access, address)
         if updated != descriptor:
             place = table + index * 8
@@ -166,21 +168,35 @@ class Walker:
     # Stage 2
 
     def stage_2(
-        self, stage: Stage2, ipa: int, access: Access, address: int, fault_class: FaultClass
+        self,
+        stage: Stage2,
+        ipa: int,
+        access: Access,
+        address: int,
+        fault_class: FaultClass,
+        *,
+        alone: bool = False,
     ) -> Leaf:
         """Find the leaf of stage 2 that maps `ipa`; `access` is what is done to that IPA.
 
-        The access is allowed when this returns. `address` is the input address of the transaction, for the record.
+        `address` is the input address of the transaction, for the record. Raises the fault that the walk meets; but
+        whether the access has permission is told by the leaf's flags when this stage is `alone`.
         """
         for _ in range(_UPDATE_TRIES):
             try:
-                return self._stage_2(stage, ipa, access, address, fault_class)
+                return self._stage_2(stage, ipa, access, address, fault_class, alone)
             except _Changed:
                 continue
         raise translation_fault(EventType.F_WALK_EABT, access, address, fault_class, stage_2=True)
 
     def _stage_2(
-        self, stage: Stage2, ipa: int, access: Access, address: int, fault_class: FaultClass
+        self,
+        stage: Stage2,
+        ipa: int,
+        access: Access,
+        address: int,
+        fault_class: FaultClass,
+        alone: bool,
     ) -> Leaf:
         def fault(event: EventType) -> Fault:
             return translation_fault(event, access, address, fault_class, stage_2=True, ipa=ipa)
@@ -220,7 +236,7 @@ class Walker:
             updated |= _S2AP_WRITE
             flags = self._stage_2_flags(stage, updated)
         protected = stage.protected_walk and fault_class != FaultClass.IN and flags & DEVICE
-        if flags & need != need or protected:
+        if (flags & need != need or protected) and not alone:
             raise fault(EventType.F_PERMISSION)
         if updated != descriptor:
             self._update(entry, descriptor, updated, access, address)
