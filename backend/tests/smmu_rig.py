@@ -137,9 +137,13 @@ class Rig:
         self.run()
 
     def run(self) -> None:
-        while self.smmu.step():
-            pass
+        """Let the SMMU consume what it can."""
+        for _ in range(100):
+            if not self.smmu.step():
+                return
+        raise AssertionError("the command queue does not come to an end")
 
+    @property
     def consumed(self) -> bool:
         """Every command was consumed."""
         mask = (2 << self.command_log2) - 1

@@ -6,6 +6,7 @@ import pytest
 
 from viommu.lab.config import Machine, load_machine, machine_directory
 from viommu.lab.errors import ConfigError
+from viommu.smmu import Features
 
 GOOD = """
 arch = "aarch64"
@@ -71,7 +72,7 @@ def test_values_and_defaults(tmp_path: Path) -> None:
             "memory_mib = 512",
             "memory_mib = 512\nram = 1",
             "ram: unknown key, allowed: accelerator, arch, command_line, console, cpu, cpus, "
-            "devices, machine, memory_mib, timeouts",
+            "devices, machine, memory_mib, smmu, timeouts",
         ),
         ("boot = 30", "bot = 30", "timeouts.bot: unknown key, allowed: boot, command"),
         ("slot = 2", "slut = 2", "devices[1].slot: must be given (and 1 more)"),
@@ -108,6 +109,12 @@ def test_values_and_defaults(tmp_path: Path) -> None:
             "memory_mib = '1G'",
             "memory_mib: '1G' is wrong, it should be a valid",
         ),
+        ("[timeouts]", "[smmu]\nmsi = 'x'\n[timeouts]", "smmu.msi: 'x' is wrong, it should be a"),
+        (
+            "[timeouts]",
+            "[smmu]\noutput_address_bits = 33\n[timeouts]",
+            "smmu: output_address_bits",
+        ),
         ("memory_mib = 512", "memory_mib = ", "not TOML: Invalid value (at line 5, column 14)"),
     ],
 )
@@ -118,6 +125,16 @@ def test_a_bad_toml_gives_one_sentence(tmp_path: Path, old: str, new: str, sente
         load_machine(path)
     assert str(raised.value).startswith(f"{path}: {sentence}")
     assert "\n" not in str(raised.value)
+
+
+def test_what_the_smmu_implements(tmp_path: Path) -> None:
+    text = GOOD + "[smmu]\nmsi = false\nstream_id_bits = 9\n"
+    smmu = load_machine(write(tmp_path, text)).smmu
+    assert isinstance(smmu, Features)
+    assert (smmu.msi, smmu.stream_id_bits) == (False, 9)
+    assert load_machine(write(tmp_path, GOOD)).smmu.msi is True
+    with pytest.raises(ConfigError, match=r"smmu\.mis: unknown key, allowed: .*msi, .*stream_id"):
+        load_machine(write(tmp_path, GOOD + "[smmu]\nmis = false\n"))
 
 
 def test_engines_may_share_an_interrupt_with_each_other(tmp_path: Path) -> None:

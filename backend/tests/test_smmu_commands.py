@@ -133,7 +133,7 @@ def test_an_illegal_command_stops_the_queue_until_it_is_repaired_and_acknowledge
     assert rig.read(hw.CMDQ_CONS) == ILL | 4
     rig.put(hw.COMMANDS + 16 * 4, *SYNC)
     rig.write(hw.GERRORN, 0)
-    assert rig.consumed()
+    assert rig.consumed
 
 
 def test_an_acknowledged_but_unrepaired_command_fails_again() -> None:
@@ -149,7 +149,7 @@ def test_prod_may_move_back_to_the_bad_command() -> None:
     rig.write(hw.CMDQ_PROD, 1)
     rig.write(hw.GERRORN, 1)
     rig.run()
-    assert (rig.read(hw.GERROR), rig.consumed()) == (1, True)
+    assert (rig.read(hw.GERROR), rig.consumed) == (1, True)
 
 
 def test_acknowledging_something_else_does_not_resume() -> None:
@@ -159,7 +159,7 @@ def test_acknowledging_something_else_does_not_resume() -> None:
     rig.write(hw.GERRORN, 1 << 2)
     assert rig.read(hw.CMDQ_CONS) == ILL
     rig.write(hw.GERRORN, 1)
-    assert rig.consumed()
+    assert rig.consumed
 
 
 def test_a_queue_out_of_memory_is_cerror_abt() -> None:
@@ -207,7 +207,7 @@ def test_sync_without_a_signal(signal: int) -> None:
     rig = Rig()
     flag = rig.alloc(8)
     rig.submit((0x46 | signal << 12 | 0x77 << 32, flag))
-    assert (rig.consumed(), rig.get(flag), rig.interrupts) == (True, 0, 0)
+    assert (rig.consumed, rig.get(flag), rig.interrupts) == (True, 0, 0)
 
 
 def test_sync_with_an_msi() -> None:
@@ -223,14 +223,14 @@ def test_sync_with_an_msi() -> None:
 def test_sync_with_the_wired_interrupt() -> None:
     rig = Rig()
     rig.submit(msi(0, 1))
-    assert (rig.interrupts, rig.consumed()) == (1, True)
+    assert (rig.interrupts, rig.consumed) == (1, True)
 
 
 def test_sync_with_an_aborted_msi_is_complete_and_reported() -> None:
     rig = Rig()
     rig.write(hw.IRQ_CTRL, 1)
     rig.submit(msi(0x4000_0000, 1), SYNC)
-    assert (rig.consumed(), rig.read(hw.GERROR), rig.interrupts) == (True, 1 << 4, 1)
+    assert (rig.consumed, rig.read(hw.GERROR), rig.interrupts) == (True, 1 << 4, 1)
     rig.submit(msi(0x4000_0000, 1))  # active already
     assert (rig.read(hw.GERROR), rig.interrupts) == (1 << 4, 1)
     rig.write(hw.GERRORN, 1 << 4)
@@ -300,11 +300,11 @@ def test_a_prefetch_that_fails_is_silent(command: tuple[int, int]) -> None:
     rig = Rig()
     rig.put(hw.STRTAB + 64 * 0x12, hw.STE_BYPASS)
     rig.submit(command, SYNC)
-    assert (rig.consumed(), rig.events(), rig.read(hw.GERROR)) == (True, [], 0)
+    assert (rig.consumed, rig.events(), rig.read(hw.GERROR)) == (True, [], 0)
 
 
 def test_prefetch_does_nothing_while_the_smmu_is_disabled() -> None:
     rig = Rig(on=hw.CMDQEN)
     rig.map(0x1000, 0xA000 | LEAF)
     rig.submit((0x02 | hw.STREAM << 32, 0x1000), SYNC)
-    assert (rig.consumed(), len(rig.smmu.configuration), len(rig.smmu.tlb)) == (True, 0, 0)
+    assert (rig.consumed, len(rig.smmu.configuration), len(rig.smmu.tlb)) == (True, 0, 0)

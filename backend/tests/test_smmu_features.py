@@ -73,7 +73,7 @@ def test_sizes_can_be_chosen(bits: int, code: int) -> None:
 )
 def test_sizes_that_do_not_exist_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"bits|entries|size"):
-        Features(**wrong)
+        Features(**wrong)  # type: ignore[arg-type]
 
 
 # Every advertised bit, shown.
@@ -109,6 +109,21 @@ def test_msi_every_source_can_write_one() -> None:
     rig.fault(0x1000)
     rig.submit((0x46 | 1 << 12 | 0x3333 << 32, hw.FREE + 8), (0xFF, 0))
     assert (rig.get(hw.FREE), rig.get(hw.FREE + 8)) == (0x2222_0000_1111, 0x3333)
+
+
+def test_without_msis_every_interrupt_is_wired() -> None:
+    rig = Rig(Features(msi=False))
+    flag = rig.alloc(16)
+    assert rig.read(hw.IDR0) == 0x0D48_301A & ~(1 << 13)
+    for cfg0 in (hw.GERROR_IRQ_CFG0, hw.EVENTQ_IRQ_CFG0):
+        rig.write64(cfg0, flag)
+        rig.write64(cfg0 + 8, 0x3F_0000_1111)
+        assert (rig.read64(cfg0), rig.read64(cfg0 + 8)) == (0, 0)
+    rig.write(hw.IRQ_CTRL, 5)
+    rig.fault(0x1000)
+    rig.submit((0x46 | 1 << 12 | 0x3333 << 32, flag + 8), (0xFF, 0))
+    assert (rig.get(flag), rig.get(flag + 8)) == (0, 0)
+    assert rig.interrupts == 3  # of the event, the CMD_SYNC and the error
 
 
 def test_term_model_and_stall_model_faults_abort_at_once() -> None:
@@ -163,14 +178,14 @@ def test_every_other_opcode_is_illegal() -> None:
     for opcode in range(256):
         before = rig.read(hw.CMDQ_CONS) & 0xF_FFFF
         rig.submit((opcode, 0))
-        legal = rig.consumed()
+        legal = rig.consumed
         assert legal == (opcode in KNOWN)
         if not legal:
             assert rig.read(hw.CMDQ_CONS) == before | 1 << 24
             rig.put(hw.COMMANDS + (before & 31) * 16, 0x46)
             rig.write(hw.GERRORN, rig.read(hw.GERROR))
             rig.run()
-            assert rig.consumed()
+            assert rig.consumed
 
 
 @pytest.mark.parametrize("config", [hw.STE_S2, hw.STE_NESTED])

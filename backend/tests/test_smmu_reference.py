@@ -179,13 +179,13 @@ class Reference(RuleBasedStateMachine):
         """The command and a CMD_SYNC, which is complete when nothing from before is in flight."""
         flying = bool(self.held)
         self.rig.submit(command, (0x46, 0))
-        assert self.rig.consumed() == (not flying or command[0] & 0xFF == 1)
+        assert self.rig.consumed == (not flying or command[0] & 0xFF == 1)
         for translation, first in self.held:
             assert translation.runs[0] == first
             self.rig.smmu.retire(translation)
         self.held.clear()
         self.rig.run()
-        assert self.rig.consumed()
+        assert self.rig.consumed
 
     # What devices do
 

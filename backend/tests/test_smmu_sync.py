@@ -54,7 +54,7 @@ def test_sync_waits_for_transactions_that_may_have_used_what_was_invalidated(
 def test_sync_does_not_wait_when_nothing_was_invalidated(rig: Rig) -> None:
     held = rig.begin(0x1000)
     rig.submit(SYNC, (0x01 | hw.STREAM << 32, 0), SYNC)
-    assert rig.consumed()
+    assert rig.consumed
     rig.smmu.retire(held)
 
 
@@ -62,10 +62,10 @@ def test_one_sync_settles_the_invalidations_before_it(rig: Rig) -> None:
     held = rig.begin(0x1000)
     rig.submit((0x30, 0), SYNC)
     rig.smmu.retire(held)
-    assert rig.consumed()
+    assert rig.consumed
     held = rig.begin(0x1000)
     rig.submit(SYNC)
-    assert rig.consumed()
+    assert rig.consumed
     rig.smmu.retire(held)
 
 
@@ -77,14 +77,14 @@ def test_an_error_between_invalidation_and_sync_does_not_spare_the_wait(rig: Rig
     assert rig.read(hw.CMDQ_CONS) & 0xFF == 1
     rig.smmu.retire(held)
     rig.run()
-    assert rig.consumed()
+    assert rig.consumed
 
 
 def test_a_transaction_that_only_faulted_holds_nothing(rig: Rig) -> None:
     rig.fault(0x9_9000)
     assert len(rig.smmu.in_flight) == 0
     rig.submit((0x30, 0), SYNC)
-    assert rig.consumed()
+    assert rig.consumed
 
 
 def test_bypassing_transactions_are_waited_for_too() -> None:
@@ -92,9 +92,9 @@ def test_bypassing_transactions_are_waited_for_too() -> None:
     rig.put(hw.STRTAB + 64 * 0x11, hw.STE_BYPASS)
     held = rig.begin(0x1000, access=Access(0x11))
     rig.submit((0x03 | 0x11 << 32, 1), SYNC)
-    assert not rig.consumed()
+    assert not rig.consumed
     rig.smmu.retire(held)
-    assert rig.consumed()
+    assert rig.consumed
 
 
 def test_what_was_translated_before_moves_by_the_old_translation(rig: Rig) -> None:
@@ -111,9 +111,9 @@ def test_retiring_twice_is_harmless(rig: Rig) -> None:
     rig.submit((0x30, 0), SYNC)
     rig.smmu.retire(first)
     rig.smmu.retire(first)
-    assert not rig.consumed()
+    assert not rig.consumed
     rig.smmu.retire(second)
-    assert rig.consumed()
+    assert rig.consumed
 
 
 def test_cmdqen_is_acknowledged_as_cleared_when_the_waiting_sync_is_complete(rig: Rig) -> None:

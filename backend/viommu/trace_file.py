@@ -1,18 +1,23 @@
 """The trace as a file: one JSON object a line, with a number and a time."""
 
 import json
+import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from viommu.trace import Event, Tracer
 
+_log = logging.getLogger(__name__)
+
 
 class TraceFile:
     """Writes every event of `tracer` to `path` until it is closed.
 
-    Each line has `kind`, `seq` (from 1), `time` (seconds since the file was opened) and the event's own fields.
+    Each line has `kind`, `seq` (from 1), `time` (seconds since the file was opened) and the event's own fields. When
+    the disk is full the trace ends, and what it traces goes on. Raises `OSError` when the file cannot be opened.
     """
 
     def __init__(self, tracer: Tracer, path: Path) -> None:
@@ -26,13 +31,18 @@ class TraceFile:
         self._count += 1
         seconds = round(time.monotonic() - self._start, 6)
         line = {"seq": self._count, "time": seconds, **event.as_dict()}
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        try:
+            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        except OSError as error:
+            _log.error("the trace ends before event %d: %s", self._count, error.strerror)
+            self.close()
 
     def close(self) -> None:
         """Stop writing. Idempotent."""
         if not self._file.closed:
             self._unsubscribe()
-            self._file.close()
+            with suppress(OSError):  # what could not be written before
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self

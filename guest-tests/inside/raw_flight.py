@@ -16,8 +16,16 @@ RATE = 256
 """Transactions of 16 KiB: the DMA takes long enough to be met in the middle."""
 SLOW_RATE = 64
 """Transactions of 4 KiB, for the form of detach that itself takes long: it clears 32768 descriptors."""
-NEAR = 256
-"""Pages around the last one that landed, which are copied first."""
+FRAMES = 16
+"""One frame copies all 64 MiB, and each other one a part of the same, so that writes are in flight at any moment."""
+PART = LARGEST // FRAMES
+PART_PAGES = PART // PAGE
+BEGUN = 64
+"""Transactions of the first frame that are over when the detach begins."""
+NEAR = 8
+"""Pages around the last one of a part that landed, which are copied first."""
+
+_BLANK = bytes([UNTOUCHED]) * PAGE
 
 
 def in_flight(board: Board, how: DetachMode) -> dict[str, Json]:
@@ -33,23 +41,23 @@ def in_flight(board: Board, how: DetachMode) -> dict[str, Json]:
     board.destination.fill(UNTOUCHED)
 
     rate = SLOW_RATE if how is DetachMode.UNMAP else RATE
-    transactions = LARGEST // (UNIT * rate)
-    frame = board.frame()
-    start = frame.returned
-    frame.start(MEMCPY, SOURCE, LARGEST, destination=DESTINATION, rate=rate)
-    _wait_for(frame, start + transactions // 8)
-    before = frame.returned - start
+    frames = [board.engines[0].frame(index) for index in range(FRAMES)]
+    starts = [frame.returned for frame in frames]
+    for part, frame in enumerate(frames):
+        offset, size = part * PART, PART if part else LARGEST
+        frame.start(MEMCPY, SOURCE + offset, size, destination=DESTINATION + offset, rate=rate)
+    _wait_for(frames[0], starts[0] + BEGUN)
+    before = frames[0].returned - starts[0]
     began = monotonic()
     driver.detach(stream_id, how)
     took = monotonic() - began
 
-    # What lands goes up page by page: what may land late does so where the last page did. That is copied first.
-    landed = _landed(destination)
-    near = range(max(landed - NEAR // 4, 0), min(landed + NEAR, len(destination)))
-    first = [bytes(destination.page(number)) for number in near]
+    # The pages of a part land in ascending order: what may land late does so after the last one. That is copied first.
+    near = [page for part in range(FRAMES) for page in _frontier(destination, part)]
+    first = [bytes(destination.page(page)) for page in near]
     all_of_it = bytes(board.destination.view)
 
-    outcome = frame.wait()
+    outcomes = [frame.wait() for frame in frames]
     late = sum(bytes(destination.page(n)) != page for n, page in zip(near, first, strict=True))
     now = bytes(board.destination.view)
     late += sum(
@@ -58,13 +66,17 @@ def in_flight(board: Board, how: DetachMode) -> dict[str, Json]:
     )
     return {
         "stream_id": stream_id,
-        "status": outcome.status,
-        "error_address": outcome.error_address,
-        "transactions": transactions,
         "transaction_size": UNIT * rate,
         "returned_before_detach": before,
-        "launched": outcome.launched - start,
-        "returned": outcome.returned - start,
+        "frames": [
+            {
+                "status": outcome.status,
+                "error_address": outcome.error_address,
+                "launched": outcome.launched - start,
+                "returned": outcome.returned - start,
+            }
+            for outcome, start in zip(outcomes, starts, strict=True)
+        ],
         "total_pages": len(destination),
         "landed_pages": board.right_pages(destination),
         "blank_pages": sum(page == _BLANK for page in destination.pages()),
@@ -74,9 +86,6 @@ def in_flight(board: Board, how: DetachMode) -> dict[str, Json]:
     }
 
 
-_BLANK = bytes([UNTOUCHED]) * PAGE
-
-
 def _wait_for(frame: Frame, returned: int) -> None:
     deadline = monotonic() + 20
     while frame.returned < returned:
@@ -84,16 +93,17 @@ def _wait_for(frame: Frame, returned: int) -> None:
             raise TimeoutError(f"{frame.returned} transactions, waiting for {returned}")
 
 
-def _landed(destination: Scattered) -> int:
-    """The number of the first page that is still blank, by halving: pages land in ascending order."""
-    low, high = 0, len(destination)
+def _frontier(destination: Scattered, part: int) -> range:
+    """The pages of a part about the first one that is still blank, found by halving."""
+    low = start = part * PART_PAGES
+    high = end = start + PART_PAGES
     while low < high:
         middle = (low + high) // 2
         if destination.page(middle) == _BLANK:
             high = middle
         else:
             low = middle + 1
-    return low
+    return range(max(low - NEAR, start), min(low + NEAR, end))
 
 
 CASES: dict[str, Callable[[Board], dict[str, Json]]] = {

@@ -5,27 +5,27 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 
-from vfio_user import VfioUserError
-from viommu.cli.demo import ActFailed, Demo
-from viommu.lab.assets import Assets, cache_directory
+from viommu.cli.demo import Demo
+from viommu.cli.explain import explained
+from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
-from viommu.lab.errors import LabError
-from viommu.lab.guest import Guest
+from viommu.lab.errors import LabError, QemuExited, describe_exit
+from viommu.lab.linux_smmu import find_smmu
 from viommu.lab.provision.__main__ import check
 from viommu.lab.provision.cache import Cache
 from viommu.lab.qemu import device_arguments, memory_arguments
+from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
-from viommu.lab.serving import Serving
+from viommu.lab.serving import ServerFailed, Serving
 from viommu.server import Server
 from viommu.trace import Tracer
 from viommu.trace_file import TraceFile
@@ -33,6 +33,8 @@ from viommu.trace_file import TraceFile
 app = typer.Typer(
     help="A laboratory for drivers that live behind an IOMMU.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 _out = Console()
@@ -41,28 +43,28 @@ _err = Console(stderr=True)
 MachineArgument = Annotated[
     str, typer.Argument(help="A machine of qemu-configs/ by name, or the path of a TOML file.")
 ]
+SeedOption = Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")]
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """A user's mistake is one sentence and exit code 1, no traceback."""
-    try:
-        yield
-    except (LabError, VfioUserError, ActFailed, OSError) as error:
-        _err.print(f"viommu: {error}", style="red", highlight=False, markup=False)
-        raise typer.Exit(1) from None
+@app.callback(invoke_without_command=True)
+def about(
+    version_asked: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version_asked:
+        typer.echo(f"viommu {version('viommu')}")
+        raise typer.Exit
 
 
-@app.command()
+@app.command(short_help="Serve a machine's devices to a QEMU of your own.")
 def serve(
     machine: MachineArgument = "aarch64-virt",
     directory: Annotated[
-        Path | None, typer.Option(help="Where the sockets go; else a directory of this run.")
+        Path | None, typer.Option(help="Where the sockets go; else a new directory.")
     ] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write every event to this file, a JSON object a line.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")] = 0,
+    seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -71,21 +73,21 @@ def serve(
     Runs until Ctrl-C. A QEMU may come, go and come again.
     """
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(name)s: %(message)s",
-        handlers=[RichHandler(console=_err, show_path=False)],
+        level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
     )
-    with _explained(), ExitStack() as stack:
+    with explained(_err), ExitStack() as stack:
         config = load_machine(machine)
-        tracer = Tracer()
-        if trace is not None:
-            stack.enter_context(TraceFile(tracer, trace))
         home = directory or stack.enter_context(RunDirectory()).path
+        if not home.is_dir():
+            raise LabError(f"there is no directory {home}: make it, or choose another --directory")
+        tracer = Tracer()
         msix = config.machine_type == "q35"  # no driver of the guest's own translates MSIs there
         server = stack.enter_context(
             Server(config.devices, home, tracer=tracer, msix=msix, seed=seed)
         )
-        for number in (signal.SIGINT, signal.SIGTERM):
+        if trace is not None:  # not before the sockets are ours: it may be the file of who has them
+            stack.enter_context(_trace_file(tracer, trace))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         if ready_fd is None:
             _show_sockets(config, server.sockets)
@@ -96,81 +98,124 @@ def serve(
         server.run()
 
 
+def _trace_file(tracer: Tracer, path: Path) -> TraceFile:
+    try:
+        return TraceFile(tracer, path)
+    except OSError as error:
+        raise LabError(f"the trace cannot be written to {path}: {error.strerror}") from error
+
+
 def _show_sockets(machine: Machine, sockets: dict[str, Path]) -> None:
-    table = Table("device", "model", "slot", "StreamID", "socket", title="Serving")
+    table = Table("device", "model", "slot", "StreamID", title="Serving")
     for device in machine.devices:
         table.add_row(
-            device.name,
-            device.model,
-            f"00:{device.slot:02x}.0",
-            f"{device.stream_id:#x}",
-            str(sockets[device.name]),
+            device.name, device.model, f"00:{device.slot:02x}.0", f"{device.stream_id:#x}"
         )
     _out.print(table)
     _out.print(
-        "QEMU (10.1 or newer) reaches them with these arguments; guest RAM must be shared:\n"
+        f"To use them, add these arguments to qemu-system-{machine.arch} (10.1 or newer)\n"
+        f"-machine {machine.machine}. Guest RAM must be shared, as it is here:\n",
+        highlight=False,
+        markup=False,
     )
     parts = [memory_arguments(machine.memory_mib)]
     parts += [device_arguments(d.name, d.slot, sockets[d.name]) for d in machine.devices]
     _out.print(
-        " \\\n".join("  " + shlex.join(part) for part in parts), soft_wrap=True, highlight=False
+        " \\\n".join("  " + shlex.join(part) for part in parts),
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
     )
     _out.print("\nCtrl-C ends it.")
 
 
-@app.command()
+@app.command(short_help="Serve them, boot a guest and give you its console.")
 def boot(
     machine: MachineArgument = "aarch64-virt",
-    kernel: Annotated[Path | None, typer.Option(help="A kernel of your own.")] = None,
-    initramfs: Annotated[Path | None, typer.Option(help="An initramfs of your own.")] = None,
+    kernel: Annotated[
+        Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
+    ] = None,
+    initramfs: Annotated[
+        Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)
+    ] = None,
     modules: Annotated[
-        Path | None, typer.Option(help="Its modules: a lib/modules/<release> directory.")
+        Path | None,
+        typer.Option(
+            help="Its modules: a lib/modules/<release> directory.", exists=True, file_okay=False
+        ),
     ] = None,
     append: Annotated[str, typer.Option(help="More words for the kernel command line.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")] = 0,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."
+        ),
+    ] = False,
+    seed: SeedOption = 0,
 ) -> None:
     """Serve the devices of MACHINE, boot a guest with them and give you its console.
 
-    Ctrl-] leaves. Python scripts that drive the SMMU are in /viommu/inside.
+    On an aarch64 machine the guest's own arm-smmu-v3 drives the SMMU, and
+    vfio-pci has the engines. On x86-64, and with --raw, the SMMU waits for
+    the Python scripts in /viommu/inside. Ctrl-] leaves.
     """
-    with _explained(), ExitStack() as stack:
-        config = load_machine(machine)
-        assets = Assets.load()
-        with _err.status(f"Booting {machine} …"):
-            serving = stack.enter_context(Serving(machine, seed=seed))
-            guest = stack.enter_context(
-                Guest(
-                    config,
-                    assets,
-                    devices=serving.sockets,
-                    scripts=scripts_directory(),
-                    kernel=kernel,
-                    initramfs=initramfs,
-                    modules=modules,
-                    command_line=append,
+    with explained(_err):
+        linux_driver = not raw and find_smmu(load_machine(machine)) is not None
+        with ExitStack() as stack:
+            with _err.status(f"Booting {machine} …"):
+                rig = stack.enter_context(
+                    Rig(
+                        machine,
+                        seed=seed,
+                        linux_driver=linux_driver,
+                        scripts=scripts_directory(),
+                        kernel=kernel,
+                        initramfs=initramfs,
+                        modules=modules,
+                        command_line=append,
+                    )
                 )
-            )
-        _err.print("Ctrl-] leaves the guest. Try: lspci -nn; ls /viommu/inside", style="dim")
-        guest.interact()
+            things = "/sys/kernel/iommu_groups /dev/vfio" if linux_driver else "/viommu/inside"
+            _err.print(f"Ctrl-] leaves the guest. Try: lspci; ls {things}", style="dim")
+            try:
+                rig.guest.interact()
+            except QemuExited as error:
+                if error.exit_code != 0:
+                    raise
+                _err.print("\nThe guest switched itself off.", style="dim")
+            _report(rig.serving)
 
 
-@app.command()
+def _report(serving: Serving) -> None:
+    """What the server had to say while the guest had the terminal."""
+    if said := serving.output():
+        _err.print(f"\nThe server of the devices said:\n{said}", highlight=False, markup=False)
+    if serving.exit_code is not None:
+        raise ServerFailed(f"the server of the devices: {describe_exit(serving.exit_code)}")
+
+
+@app.command(short_help="Show attach, DMA and detach on a guest.")
 def demo(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the verdict as a JSON object on the last line.")
     ] = False,
 ) -> None:
-    """Show the main job on a guest: attach, DMA, detach in flight, refused DMA. Exit code 1 if anything is wrong."""
-    with _explained():
+    """Show the main job on a guest: attach, DMA, detach in flight, refused DMA.
+
+    The exit code is 1 if anything is not as it should be.
+    """
+    with explained(_err):
         verdict = Demo(_out).play()
         if as_json:
             typer.echo(json.dumps(verdict))
         raise typer.Exit(0 if verdict["verdict"] == "pass" else 1)
 
 
-@app.command()
+@app.command(short_help="Report what is set up, and what is missing.")
 def doctor() -> None:
-    """Report each part that the lab needs, its version and where it came from; exit code 1 if one is missing."""
-    if not check(Cache(cache_directory())):
-        _err.print("Something is missing: run scripts/setup.", style="red")
-        raise typer.Exit(1)
+    """Report each part that the lab needs, its version and where it came from.
+
+    The exit code is 1 if one is missing.
+    """
+    with explained(_err):
+        raise typer.Exit(0 if check(Cache(cache_directory())) else 1)

@@ -1,13 +1,17 @@
 """The machines of the lab: one TOML file each, checked before anything starts."""
 
 import tomllib
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
 from viommu.lab.errors import ConfigError
+from viommu.smmu.features import Features
 
 Arch = Literal["aarch64", "x86_64"]
 Model = Literal["smmuv3", "test-engine"]
@@ -43,6 +47,11 @@ class Timeouts(_Strict):
     command: Seconds = 30.0
 
 
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Profile(Features):
+    """What the SMMU of the machine implements: the fields of `Features`, checked."""
+
+
 class Machine(_Strict):
     """What QEMU builds and what the guest's kernel is told."""
 
@@ -55,6 +64,7 @@ class Machine(_Strict):
     console: Annotated[str, Field(pattern=r"^tty[A-Za-z]+[0-9]+$")]
     command_line: str = ""
     timeouts: Timeouts = Timeouts()
+    smmu: Profile = Profile()
     devices: tuple[Device, ...] = ()
 
     @property
@@ -144,13 +154,14 @@ def _sentence(error: ValidationError) -> str:
     key = key.removeprefix(".")
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     match first["type"]:
-        case "extra_forbidden":
-            allowed = ", ".join(sorted(_schema_of(location).model_fields))
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            allowed = ", ".join(sorted(_keys_beside(location)))
             return f"{key}: unknown key, allowed: {allowed}{more}"
         case "missing":
             return f"{key}: must be given{more}"
         case "value_error":
-            return first["msg"].removeprefix("Value error, ") + more
+            where = f"{key}: " if key else ""
+            return where + first["msg"].removeprefix("Value error, ") + more
         case _:
             return f"{key}: {first['input']!r} is wrong, {_allowed(first)}{more}"
 
@@ -160,7 +171,13 @@ def _allowed(detail: ErrorDetails) -> str:
     return f"{message[0].lower()}{message[1:]}".replace("input should", "it should")
 
 
-def _schema_of(location: tuple[int | str, ...]) -> type[BaseModel]:
-    if location[0] == "devices":
-        return Device
-    return Timeouts if location[0] == "timeouts" and len(location) > 1 else Machine
+def _keys_beside(location: tuple[int | str, ...]) -> Iterable[str]:
+    match location:
+        case ("devices", *_):
+            return Device.model_fields
+        case ("timeouts", _):
+            return Timeouts.model_fields
+        case ("smmu", _):
+            return (field.name for field in fields(Profile))
+        case _:
+            return Machine.model_fields

@@ -8,13 +8,15 @@ from typing import Any, Self
 from viommu.lab.assets import Assets
 from viommu.lab.config import load_machine
 from viommu.lab.guest import Guest
+from viommu.lab.linux_smmu import COMMAND_LINE, LinuxSmmu
 from viommu.lab.serving import Serving
 
 
 class Rig:
     """The devices of a machine in a process of their own, and a guest that has them.
 
-    `machine` is a name of `qemu-configs/` or the path of a TOML file; further arguments are those of `Guest`. It
+    `machine` is a name of `qemu-configs/` or the path of a TOML file. With `linux_driver` the guest's own `arm-smmu-v3`
+    drives the SMMU; without, nobody does until a script in the guest comes. Further arguments are those of `Guest`. It
     starts on entering the context, and `close()` leaves nothing behind.
     """
 
@@ -25,15 +27,23 @@ class Rig:
         assets: Assets | None = None,
         trace: bool = False,
         seed: int = 0,
+        linux_driver: bool = False,
         **guest: Any,
     ) -> None:
         self.machine = load_machine(machine)
+        self.smmu: LinuxSmmu | None = None
+        """With `linux_driver`, the SMMU that the guest's kernel drives."""
+        assets = assets or Assets.load()
         self._open = ExitStack()
         try:
             self.serving = self._open.enter_context(Serving(machine, trace=trace, seed=seed))
-            self.guest = Guest(
-                self.machine, assets or Assets.load(), devices=self.serving.sockets, **guest
-            )
+            if linux_driver:
+                self.smmu = LinuxSmmu.of(self.machine, assets.qemu_for(self.machine.arch))
+                tree = self.serving.directory / "machine.dtb"
+                tree.write_bytes(self.smmu.tree.blob)
+                words = f"{COMMAND_LINE} {guest.get('command_line', '')}"
+                guest |= {"device_tree": tree, "command_line": words}
+            self.guest = Guest(self.machine, assets, devices=self.serving.sockets, **guest)
         except BaseException:
             self._open.close()
             raise
@@ -47,6 +57,8 @@ class Rig:
         """Boot the guest. One that does not come up takes the server with it."""
         try:
             self._open.enter_context(self.guest)
+            if self.smmu is not None:
+                self.smmu.bind(self.guest)
         except BaseException:
             self._open.close()
             raise

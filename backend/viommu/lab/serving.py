@@ -60,9 +60,15 @@ class Serving:
             if not chunk:
                 self._process.wait(1.0)
                 said = self.output().splitlines() or ["it said nothing"]
-                raise ServerFailed(f"`viommu serve` did not start: {said[-1]}")
+                reason = said[-1].removeprefix("viommu: ")
+                raise ServerFailed(f"`viommu serve` did not start: {reason}")
             text += chunk
         return {name: Path(path) for name, path in json.loads(text).items()}
+
+    @property
+    def directory(self) -> Path:
+        """A directory for the files of this run; it goes with it."""
+        return self._directory.path
 
     @property
     def pid(self) -> int:

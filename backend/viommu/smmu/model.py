@@ -243,11 +243,17 @@ class Smmu:
                 registers[Register.IRQ_CTRL] = registers[Register.IRQ_CTRLACK] = value & _IRQ_CTRL
             case Register.GERRORN:
                 self._write_gerrorn(value)
-            case Register.GERROR_IRQ_CFG0 | Register.EVENTQ_IRQ_CFG0 if self._irq_off(offset):
+            case Register.GERROR_IRQ_CFG0 | Register.EVENTQ_IRQ_CFG0 if self._irq_configurable(
+                offset
+            ):
                 registers[offset] = value & self._stored(IrqCfg0)
-            case Register.GERROR_IRQ_CFG1 | Register.EVENTQ_IRQ_CFG1 if self._irq_off(offset):
+            case Register.GERROR_IRQ_CFG1 | Register.EVENTQ_IRQ_CFG1 if self._irq_configurable(
+                offset
+            ):
                 registers[offset] = value & _WORD
-            case Register.GERROR_IRQ_CFG2 | Register.EVENTQ_IRQ_CFG2 if self._irq_off(offset):
+            case Register.GERROR_IRQ_CFG2 | Register.EVENTQ_IRQ_CFG2 if self._irq_configurable(
+                offset
+            ):
                 registers[offset] = value & 0x3F
             case Register.STRTAB_BASE if not cr0:
                 self.configuration.base = StrtabBase(value & self._stored(StrtabBase))
@@ -280,7 +286,10 @@ class Smmu:
         registers = self._registers
         return (registers.get(Register.CR0, 0) | registers.get(Register.CR0ACK, 0)) & mask
 
-    def _irq_off(self, offset: int) -> bool:
+    def _irq_configurable(self, offset: int) -> bool:
+        """Not while it is enabled, and RES0 without MSIs (6.3.19, 6.3.29)."""
+        if not self.features.msi:
+            return False
         control = IrqCtrl(self._registers.get(Register.IRQ_CTRL, 0))
         return not (control.gerror_irqen if offset < Register.STRTAB_BASE else control.eventq_irqen)
 
