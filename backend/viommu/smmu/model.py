@@ -338,7 +338,7 @@ class Smmu:
         if not value & update or registers[Register.GBPA] & update:
             return
         registers[Register.GBPA] = value & _GBPA | update
-        self.transactions.global_abort = Gbpa(value).abort
+        self.transactions.global_abort = Gbpa(value & _GBPA).abort
 
         def updated() -> None:
             registers[Register.GBPA] &= ~update
