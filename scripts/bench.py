@@ -79,9 +79,27 @@ def measure_mmio() -> list[Result]:
             os.sched_setaffinity(0, cpus)
     ours, loop, blocking = (median(figures[kind]) for kind in ("ours", "loop", "blocking"))
     return [
-        Result("MMIO read of IDR0, round trip", ours, "µs", "C, event loop", loop, ours / loop, "≤ 1.5", ours / loop <= 1.5),
-        Result("MMIO read of IDR0, round trip", ours, "µs", "C, blocking", blocking, ours / blocking, "≤ 1.5", ours / blocking <= 1.5),
-    ]  # fmt: skip
+        Result(
+            "MMIO read of IDR0, round trip",
+            ours,
+            "µs",
+            "C, event loop",
+            loop,
+            ours / loop,
+            "≤ 1.5",
+            ours / loop <= 1.5,
+        ),
+        Result(
+            "MMIO read of IDR0, round trip",
+            ours,
+            "µs",
+            "C, blocking",
+            blocking,
+            ours / blocking,
+            "≤ 1.5",
+            ours / blocking <= 1.5,
+        ),
+    ]
 
 
 def _compile(directory: Path) -> tuple[Path, Path]:
@@ -250,9 +268,23 @@ def measure_translation(bench: Bench) -> list[Result]:
     load_rate = _rate(calls, 40_000)
     uncached_rate = _rate(uncached, 10_000)
     return [
-        Result("translations from the TLB", cached_rate, "/s", "one 8-byte load of guest RAM", load_rate, cached_rate / load_rate),
-        Result("translations walked (4 levels)", uncached_rate, "/s", "from the TLB", cached_rate, uncached_rate / cached_rate),
-    ]  # fmt: skip
+        Result(
+            "translations from the TLB",
+            cached_rate,
+            "/s",
+            "one 8-byte load of guest RAM",
+            load_rate,
+            cached_rate / load_rate,
+        ),
+        Result(
+            "translations walked (4 levels)",
+            uncached_rate,
+            "/s",
+            "from the TLB",
+            cached_rate,
+            uncached_rate / cached_rate,
+        ),
+    ]
 
 
 def measure_attach(bench: Bench) -> list[Result]:

@@ -1,99 +1,22 @@
-"""The driver and the model, each written from the architecture, against each other on the host."""
+"""The driver and the model, each written from the architecture, against each other: attach, detach, translation."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from random import Random
 
 import pytest
 
-from viommu.driver.access import Poll
-from viommu.driver.arena import Arena
+from tests.driver_rig import DATA, MEGA2, OTHER, PAGE, STREAM, TABLES, Rig, fault, record
 from viommu.driver.domain import MOST_SINGLE_INVALIDATIONS
-from viommu.driver.errors import CommandQueueError, DriverTimeout, StreamError, UnsupportedSmmu
+from viommu.driver.errors import CommandQueueError, DriverTimeout, StreamError
 from viommu.driver.page_tables import Access
 from viommu.driver.queues import Completion
-from viommu.driver.smmu import DetachMode, SmmuDriver
-from viommu.driver.stream_table import StreamTable, invalid_entry
+from viommu.driver.smmu import DetachMode
+from viommu.driver.stream_table import invalid_entry
 from viommu.layouts.commands import Command
-from viommu.layouts.records import EventRecord, EventType, FaultClass
-from viommu.layouts.registers import Register
+from viommu.layouts.records import EventRecord, EventType
 from viommu.layouts.tables import S1Default, S1Format
-from viommu.memory import GuestMemory
 from viommu.smmu import Access as Transaction
-from viommu.smmu import Features, Smmu, TransactionAborted
-from viommu.smmu.events import CommandConsumed
-from viommu.trace import Event
-
-RAM = 0x4000_0000
-RAM_SIZE = 32 << 20
-DATA = RAM + (16 << 20)
-STREAM, OTHER = 0x10, 0x18
-PAGE, MEGA2 = 0x1000, 0x20_0000
-
-
-class Frame:
-    """The model's registers as the driver reaches them."""
-
-    def __init__(self, smmu: Smmu) -> None:
-        self.smmu = smmu
-
-    def read32(self, offset: int) -> int:
-        return self.smmu.read(offset, 4)
-
-    def write32(self, offset: int, value: int) -> None:
-        self.smmu.write(offset, 4, value)
-
-    def read64(self, offset: int) -> int:
-        return self.smmu.read(offset, 8)
-
-    def write64(self, offset: int, value: int) -> None:
-        self.smmu.write(offset, 8, value)
-
-
-class Rig:
-    """Memory, the model and the driver. `while_polling` runs whenever the driver waits."""
-
-    def __init__(self, features: Features | None = None) -> None:
-        self.ram = memoryview(bytearray(RAM_SIZE))
-        self.memory = GuestMemory()
-        self.memory.add_region(RAM, RAM_SIZE, self.ram)
-        self.interrupts = 0
-        self.smmu = Smmu(self.memory, features, interrupt=self._interrupt)
-        self.arena = Arena([(RAM, self.ram[: DATA - RAM])])
-        self.while_polling: Callable[[], object] = self.smmu.step
-        poll = Poll(timeout=0.2, relax=lambda: self._relax())
-        self.driver = SmmuDriver(Frame(self.smmu), self.arena, poll)
-
-    def _relax(self) -> None:
-        self.while_polling()
-
-    def _interrupt(self) -> None:
-        self.interrupts += 1
-
-    def dma(
-        self, iova: int, size: int = 8, *, stream_id: int = STREAM, **access: int
-    ) -> list[tuple[int, int]]:
-        """The physical runs that a transaction reaches; raises `TransactionAborted`."""
-        translation = self.smmu.translate(Transaction(stream_id, **access), iova, size)  # type: ignore[arg-type]
-        self.smmu.retire(translation)
-        runs = list(translation.runs)
-        return list(zip(runs[::2], runs[1::2], strict=True))
-
-    def refused(self, iova: int = 0x1_0000, **access: int) -> list[EventRecord]:
-        """The events of a transaction that must be aborted."""
-        assert self.driver.events() == []
-        with pytest.raises(TransactionAborted):
-            self.dma(iova, **access)
-        return self.driver.events()
-
-    def commands(self) -> tuple[list[str], Callable[[], None]]:
-        """The names of the commands consumed from now on, and how to stop listening."""
-        names: list[str] = []
-
-        def listen(event: Event) -> None:
-            if isinstance(event, CommandConsumed):
-                names.append(event.opcode)
-
-        return names, self.smmu.tracer.subscribe(listen)
+from viommu.smmu import TransactionAborted
 
 
 @pytest.fixture
@@ -101,24 +24,6 @@ def rig() -> Iterator[Rig]:
     rig = Rig()
     yield rig
     assert int(rig.driver.global_errors()) == 0
-
-
-def record(event: EventType, **fields: int) -> EventRecord:
-    return EventRecord(event=event, stream_id=fields.pop("stream_id", STREAM), **fields)
-
-
-def fault(event: EventType, address: int = 0x1_0000, **fields: int) -> EventRecord:
-    fields = {"rnw": True, "fault_class": FaultClass.IN} | fields
-    return record(event, address=address, **fields)
-
-
-TABLES: dict[str, Callable[[SmmuDriver], StreamTable]] = {
-    "linear": lambda driver: driver.linear_table(),
-    "linear 2^16": lambda driver: driver.linear_table(16),
-    "split 6": lambda driver: driver.two_level_table(6),
-    "split 8": lambda driver: driver.two_level_table(8),
-    "split 10": lambda driver: driver.two_level_table(10),
-}
 
 
 @pytest.mark.parametrize("completion", list(Completion))
@@ -446,97 +351,3 @@ def test_events_overflow_and_interrupt(rig: Rig) -> None:
     assert rig.refused(0x7000) == [fault(EventType.F_TRANSLATION, 0x7000)]
     assert rig.interrupts == 1
     assert driver.event_queue.overflows == 1
-
-
-def test_nothing_leaks(rig: Rig) -> None:
-    whole = rig.arena.free_bytes
-    driver = rig.driver
-    for table in TABLES.values():
-        driver.reset(table(driver))
-        free = rig.arena.free_bytes
-        for how in (DetachMode.STE_ABORT, DetachMode.STE_INVALID):
-            for substream_bits in (0, 8):
-                domain = driver.create_domain()
-                domain.map(0x1_0000, DATA, 3 * PAGE)
-                driver.attach(0, domain, substream_bits=substream_bits)
-                driver.detach(0, how)
-                domain.close()
-        # What is left is the second level of the stream table.
-        assert free - rig.arena.free_bytes <= 64 << 10
-        assert len(rig.smmu.tlb) == 0
-    driver.close()
-    assert rig.arena.free_bytes == whole
-    with pytest.raises(TransactionAborted):
-        rig.dma(DATA)
-
-
-def test_reset_takes_over_a_running_smmu(rig: Rig) -> None:
-    driver = rig.driver
-    driver.reset()
-    domain = driver.create_domain()
-    domain.map(0x1_0000, DATA, PAGE)
-    driver.attach(STREAM, domain)
-    rig.dma(0x1_0000)
-    second = SmmuDriver(Frame(rig.smmu), Arena([(DATA, rig.ram[DATA - RAM :])]))
-    second.reset()
-    with pytest.raises(TransactionAborted):
-        rig.dma(0x1_0000)
-    assert second.events() == [record(EventType.C_BAD_STREAMID)]
-    assert len(rig.smmu.tlb) == 0
-
-
-def test_what_the_smmu_lacks_is_said() -> None:
-    rig = Rig(Features(substream_id_bits=4, stream_id_bits=8))
-    driver = rig.driver
-    driver.reset()
-    domain = driver.create_domain()
-    with pytest.raises(UnsupportedSmmu, match="4 SubstreamID bits"):
-        driver.attach(STREAM, domain, substream_bits=5)
-    with pytest.raises(StreamError, match=r"2\^8"):
-        driver.attach(0x100, domain)
-    with pytest.raises(UnsupportedSmmu, match="16 bits"):
-        driver.create_domain(asid=1 << 16)
-    with pytest.raises(StreamError, match="no domain"):
-        driver.detach(STREAM, DetachMode.CD_INVALID)
-
-
-@pytest.mark.parametrize(
-    ("register", "value", "why"),
-    [
-        (Register.IDR0, 0, "no stage 1"),
-        (Register.IDR0, 1 << 1, "AArch64"),
-        (Register.IDR0, 1 << 1 | 2 << 2 | 3 << 21, "little-endian"),
-        (Register.IDR0, 1 << 1 | 2 << 2 | 2 << 21, "caches"),
-        (Register.IDR1, 1 << 30, "preset"),
-        (Register.IDR5, 0, "4 KiB"),
-    ],
-)
-def test_an_smmu_that_cannot_be_driven_is_refused(register: Register, value: int, why: str) -> None:
-    rig = Rig()
-
-    class Odd(Frame):
-        def read32(self, offset: int) -> int:
-            return value if offset == register else super().read32(offset)
-
-    with pytest.raises(UnsupportedSmmu, match=why):
-        SmmuDriver(Odd(rig.smmu), rig.arena)
-
-
-def test_a_missing_smmu_is_refused() -> None:
-    class Nobody(Frame):
-        def read32(self, offset: int) -> int:
-            return 0xFFFF_FFFF
-
-    rig = Rig()
-    with pytest.raises(UnsupportedSmmu, match="nobody is there"):
-        SmmuDriver(Nobody(rig.smmu), rig.arena)
-
-
-def test_a_register_that_never_acknowledges_times_out(rig: Rig) -> None:
-    class Deaf(Frame):
-        def read32(self, offset: int) -> int:
-            return 0 if offset == Register.CR0ACK else super().read32(offset)
-
-    driver = SmmuDriver(Deaf(rig.smmu), rig.arena, Poll(timeout=0.05))
-    with pytest.raises(DriverTimeout, match="CR0ACK"):
-        driver.reset()

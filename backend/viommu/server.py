@@ -89,6 +89,16 @@ class FunctionFailed(Event):
     error: str
 
 
+@dataclass(frozen=True, slots=True)
+class ServerHolds(Event):
+    """What the server keeps for its guest: TLB entries, cached structures, transactions, ranges of guest RAM."""
+
+    tlb: int
+    configuration: int
+    in_flight: int
+    memory_regions: int
+
+
 class _SmmuFunction:
     """The SMMU as the server sees a function: its registers are BAR 0."""
 
@@ -136,7 +146,7 @@ class _Function:
         msix: bool,
     ) -> None:
         self.name, self._model = name, model
-        self._memory, self._port, self._tracer = memory, port, tracer
+        self.memory, self._port, self._tracer = memory, port, tracer
         self._dead = self._shared = self._complained = False
         self.device = device = PciDevice(socket_path, **model.identity._asdict())
         try:
@@ -156,7 +166,6 @@ class _Function:
             device.close()
             raise
         self._vectors = max(1, vectors)
-        self._descriptor = -1
         device.on_dma_map = self._map
         device.on_dma_unmap = self._unmap
         device.on_reset = self._reset
@@ -177,14 +186,14 @@ class _Function:
         self._model.write(bar, offset, len(data), int.from_bytes(data, "little"))
 
     def _map(self, region: DmaRegion) -> None:
-        self._memory.add_region(
+        self.memory.add_region(
             region.iova, region.size, region.view, region.readable, region.writable
         )
         if not self._shared:
             self._follow_bus_master()
 
     def _unmap(self, region: DmaRegion) -> None:
-        self._memory.remove_region(region.iova, region.size)
+        self.memory.remove_region(region.iova, region.size)
 
     def _sees_memory(self) -> bool:
         """Whether the client shares any memory that can be written. That it does not is said once."""
@@ -240,8 +249,8 @@ class _Function:
             if self._tracer:
                 self._tracer.emit(FunctionFailed(self.name, repr(error)))
 
-    def serve(self, *, patient: bool) -> bool:
-        """Take a client, or what the client has sent. True when the descriptor to poll is another now.
+    def serve(self, *, patient: bool) -> None:
+        """Take a client, or what the client has sent. The descriptor to poll may be another afterwards.
 
         `patient` is to look a little longer for the next request, when no other work waits.
         """
@@ -255,14 +264,6 @@ class _Function:
             _log.info("%s: a client attached", self.name)
             if self._tracer:
                 self._tracer.emit(ClientAttached(self.name))
-        else:
-            return False
-        return not self.device.attached or self._fresh()
-
-    def _fresh(self) -> bool:
-        descriptor = self.device.fileno()
-        changed, self._descriptor = descriptor != self._descriptor, descriptor
-        return changed
 
 
 class Server:
@@ -287,18 +288,18 @@ class Server:
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[_Function] = []
         self._open = ExitStack()
-        self._stopped = False
-        smmu: Smmu | None = None
+        self._stopped = self._asked = False
+        self._smmu: Smmu | None = None
         try:
             for spec in sorted(functions, key=lambda spec: spec.model != "smmuv3"):
                 memory = GuestMemory()
                 port: DmaPort | None = None
                 model: Endpoint
                 if spec.model == "smmuv3":
-                    smmu = Smmu(memory, features, self.tracer)
-                    model = _SmmuFunction(smmu)
+                    self._smmu = Smmu(memory, features, self.tracer)
+                    model = _SmmuFunction(self._smmu)
                 else:
-                    port = DmaPort(memory, spec.stream_id, smmu, self.tracer)
+                    port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
                     model = SmmuTestEngine(
                         port, name=spec.name, order=self._order, tracer=self.tracer
                     )
@@ -316,6 +317,9 @@ class Server:
         """Serve until `stop` is called, from a signal handler or a model's callback."""
         while not self._stopped:
             self.turn(_IDLE)
+            if self._asked:
+                self._asked = False
+                self._report()
 
     def turn(self, patience: int = 0) -> bool:
         """Take what the clients have sent, then let one model that had work before do one step. True when one did.
@@ -325,7 +329,9 @@ class Server:
         busy = [function for function in self._functions if function.busy]
         changed = False
         for descriptor, _ in self._poller.poll(0 if busy else patience):
-            changed |= self._polled[descriptor].serve(patient=not busy)
+            function = self._polled[descriptor]
+            function.serve(patient=not busy)
+            changed |= function.device.fileno() != descriptor
         if changed:
             self._watch()
         if busy:
@@ -337,6 +343,22 @@ class Server:
         self._polled = {function.device.fileno(): function for function in self._functions}
         for descriptor in self._polled:
             self._poller.register(descriptor, select.POLLIN)
+
+    def _report(self) -> None:
+        if self.tracer:
+            smmu = self._smmu
+            self.tracer.emit(
+                ServerHolds(
+                    tlb=len(smmu.tlb) if smmu else 0,
+                    configuration=len(smmu.configuration) if smmu else 0,
+                    in_flight=len(smmu.in_flight) if smmu else 0,
+                    memory_regions=sum(len(f.memory.regions) for f in self._functions),
+                )
+            )
+
+    def report(self) -> None:
+        """Let `run` emit what the server holds; from a signal handler, for one."""
+        self._asked = True
 
     def stop(self) -> None:
         """Let `run` return."""

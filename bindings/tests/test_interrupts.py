@@ -55,6 +55,27 @@ def test_each_kind(
     assert counts(eventfds) == expected
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_the_pin_shows_in_the_status_register_until_the_guest_looks(
+    device: PciDevice, connect: Connect, scratch: Scratch, eventfds: list[int], writes: bool
+) -> None:
+    device.set_interrupts(intx=1)
+    client = connect()
+    client.set_eventfds(INTX, eventfds[:1])
+    before = client.read_int(CONFIG, 0x06, 2)
+    assert not before & 1 << 3
+    for _ in range(2):
+        device.trigger_interrupt()
+        assert client.read_int(CONFIG, 0x06, 2) == before | 1 << 3
+        client.write(CONFIG, 0x06, b"\xff\xff")  # not for the client to clear
+        assert client.read_int(CONFIG, 0x06, 2) & 1 << 3
+        if writes:
+            client.write(0, 0, bytes(4))
+        else:
+            client.read_int(0, 0, 4)
+        assert client.read_int(CONFIG, 0x06, 2) == before
+
+
 def test_nobody_listens(
     device: PciDevice,
     connect: Connect,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vfio_user import abi
+from vfio_user.config_space import InterruptPin
 
 Read = Callable[[int, int], bytes | int]
 """`read(offset, length)` returns the register, as a little-endian integer or as `length` bytes."""
@@ -61,8 +62,10 @@ class Failures:
         return -1
 
 
-def region_callback(name: str, read: Read, write: Write, failures: Failures) -> Any:
-    """A C callback for the accesses to one region.
+def region_callback(
+    name: str, read: Read, write: Write, failures: Failures, pin: InterruptPin | None = None
+) -> Any:
+    """A C callback for the accesses to one region, which release `pin`.
 
     This is the hot path: one pointer is aimed at the library's buffer again and again, which is
     several times faster than making a ctypes object or calling memmove for each access.
@@ -74,6 +77,8 @@ def region_callback(name: str, read: Read, write: Write, failures: Failures) -> 
 
     def access(_: int, buffer: int, length: int, offset: int, is_write: bool) -> int:
         try:
+            if pin is not None and pin.asserted:
+                pin.release()
             if is_write:
                 slot.value = buffer
                 write(offset, characters[:length])  # type: ignore[arg-type] # of c_char: bytes

@@ -27,6 +27,7 @@ CONVENTIONAL_SIZE: Final = 0x100
 COMMAND_MEMORY: Final = 1 << 1
 COMMAND_BUS_MASTER: Final = 1 << 2
 COMMAND_INTX_DISABLE: Final = 1 << 10
+STATUS_INTERRUPT: Final = 1 << 3
 STATUS_CAPABILITIES: Final = 1 << 4
 
 # Memory space, bus master, parity error response, SERR#, INTx disable.
@@ -37,6 +38,32 @@ _COMMAND_WRITABLE: Final = (
 _STATUS_CLEARABLE: Final = 0xF900
 
 
+class InterruptPin:
+    """INTA# as the guest finds it in the status register (7.5.1.1.4).
+
+    The client asserts the line when it gets the interrupt, and lets go of it when the guest next
+    accesses a BAR; the status bit says the same. Drivers that share a line, or mask it in the
+    command register, look at the bit.
+    """
+
+    __slots__ = ("_data", "asserted")
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self.asserted = False
+
+    def raise_(self) -> None:
+        """The interrupt is about to be sent."""
+        if self._data[INTERRUPT_PIN]:
+            self._data[STATUS] |= STATUS_INTERRUPT
+            self.asserted = True
+
+    def release(self) -> None:
+        """The guest accesses a BAR."""
+        self._data[STATUS] &= ~STATUS_INTERRUPT
+        self.asserted = False
+
+
 class ConfigSpace:
     """The configuration space of one function over `data`, 256 or 4096 zero bytes of its memory.
 
@@ -45,6 +72,7 @@ class ConfigSpace:
 
     def __init__(self, data: memoryview) -> None:
         self.data = data
+        self.pin = InterruptPin(data)
         self._writable = bytearray(len(data))
         self._clearable = bytearray(len(data))
         self._initial = bytes(data)
@@ -145,6 +173,7 @@ class ConfigSpace:
     def reset(self) -> None:
         """Restore what `remember` saw."""
         self.data[:] = self._initial
+        self.pin.asserted = False
 
     def write(self, offset: int, data: bytes) -> bool:
         """A write by the client; read-only bits keep their value, as PCI wants it.

@@ -117,7 +117,9 @@ class PciDevice:
         self, region: int, size: int, flags: int, access: tuple[str, Read, Write]
     ) -> None:
         flags |= abi.REGION_FLAG_READ | abi.REGION_FLAG_WRITE
-        callback = self._context.keep(region_callback(*access, self._context.failures))
+        # Only while the region of config space is set up there is no config space yet.
+        pin = None if region == Region.CONFIG else self._config.pin
+        callback = self._context.keep(region_callback(*access, self._context.failures, pin))
         self._context.check("vfu_setup_region", region, size, callback, flags, None, 0, -1, 0)
 
     def _alive(self) -> None:
@@ -313,6 +315,8 @@ class PciDevice:
         """
         if not self._realized or not 0 <= vector < self._vectors:
             raise DeviceError(f"no interrupt {vector}: {self._vectors} declared")
+        if vector == 0 and self.attached:
+            self._config.pin.raise_()
         return self._context.trigger_interrupt(vector)
 
     def close(self) -> None:

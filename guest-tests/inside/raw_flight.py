@@ -12,10 +12,8 @@ from viommu.driver.smmu import DetachMode
 DATA_SIZE = LARGEST
 UNIT = 64
 """Bytes of a transaction at rate 1."""
-RATE = 256
-"""Transactions of 16 KiB: the DMA takes long enough to be met in the middle."""
-SLOW_RATE = 64
-"""Transactions of 4 KiB, for the form of detach that itself takes long: it clears 32768 descriptors."""
+RATE = 64
+"""Transactions of 4 KiB: many times more of them than pass until any form of detach is done."""
 FRAMES = 16
 """One frame copies all 64 MiB, and each other one a part of the same, so that writes are in flight at any moment."""
 PART = LARGEST // FRAMES
@@ -40,12 +38,11 @@ def in_flight(board: Board, how: DetachMode) -> dict[str, Json]:
     board.fill(source)
     board.destination.fill(UNTOUCHED)
 
-    rate = SLOW_RATE if how is DetachMode.UNMAP else RATE
     frames = [board.engines[0].frame(index) for index in range(FRAMES)]
     starts = [frame.returned for frame in frames]
     for part, frame in enumerate(frames):
         offset, size = part * PART, PART if part else LARGEST
-        frame.start(MEMCPY, SOURCE + offset, size, destination=DESTINATION + offset, rate=rate)
+        frame.start(MEMCPY, SOURCE + offset, size, destination=DESTINATION + offset, rate=RATE)
     _wait_for(frames[0], starts[0] + BEGUN)
     before = frames[0].returned - starts[0]
     began = monotonic()
@@ -66,7 +63,7 @@ def in_flight(board: Board, how: DetachMode) -> dict[str, Json]:
     )
     return {
         "stream_id": stream_id,
-        "transaction_size": UNIT * rate,
+        "transaction_size": UNIT * RATE,
         "returned_before_detach": before,
         "frames": [
             {

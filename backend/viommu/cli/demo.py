@@ -211,7 +211,8 @@ class Demo:
         def follow(event: Json) -> None:
             match event["kind"]:
                 case "EngineStarted":
-                    progress.reset(bar, total=event["end_incl"] - event["begin"] + 1)
+                    total = event["end_incl"] - event["begin"] + 1
+                    progress.reset(bar, total=max(total, progress.tasks[bar].total or 0))
                     steps.clear()  # what came before was the attach
                 case "DmaMoved" if event["write"]:
                     progress.advance(bar, event["size"])
@@ -241,7 +242,8 @@ class Demo:
         )
         self._check(0 < landed < total, "the detach meets the DMA in the middle")
         self._check(self._late == 0, "no byte lands after the detach")
-        self._check(answer["status"] == "ERROR", "the engine sees an abort")
+        statuses = {frame["status"] for frame in answer["frames"]}
+        self._check(statuses == {"ERROR"}, "every frame of the engine sees an abort")
         self._check(not self._record(answer["events"]), "an STE that aborts is silent")
 
     def _refuse(self, stage: Stage) -> None:

@@ -70,7 +70,7 @@ def serve(
 ) -> None:
     """Serve the devices of MACHINE on vfio-user sockets, and print the QEMU arguments to use them.
 
-    Runs until Ctrl-C. A QEMU may come, go and come again.
+    Runs until Ctrl-C. A QEMU may come, go and come again. On SIGUSR1 the trace gets what the server holds.
     """
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
@@ -89,6 +89,10 @@ def serve(
             stack.enter_context(_trace_file(tracer, trace))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
+        signal.signal(signal.SIGUSR1, lambda *_: server.report())
+        signal.siginterrupt(
+            signal.SIGUSR1, False
+        )  # the library takes an interrupted call for an error
         if ready_fd is None:
             _show_sockets(config, server.sockets)
         else:

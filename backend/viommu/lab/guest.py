@@ -117,6 +117,25 @@ class Guest:
             self.close()
             raise
 
+    def reboot(self, timeout: float | None = None) -> None:
+        """Let the guest reboot, and wait until it takes commands again; QEMU and its devices stay.
+
+        It boots the same kernel, initial RAM disk and device tree. `timeout` is as for `start`.
+        """
+        self._require()
+        assert self._console is not None
+        limit = self.machine.timeouts.boot if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        self._execute("set-action", {"reboot": "reset"})
+        self._failure = LabError("the guest was left alone while it rebooted")
+        try:
+            self._console.send(b"reboot -f\n")
+        except ConsoleClosed as error:
+            raise self._explain(error, "rebooting", limit) from None
+        self._greet(deadline, limit)
+        self._failure = None
+        self._execute("set-action", {"reboot": "shutdown"})
+
     def close(self) -> None:
         """End QEMU at once and let go of everything. Any number of times."""
         if self._failure is None:

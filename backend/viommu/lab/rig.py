@@ -63,6 +63,12 @@ class Rig:
             self._open.close()
             raise
 
+    def reboot(self) -> None:
+        """Let the guest reboot, while QEMU and the server stay."""
+        self.guest.reboot()
+        if self.smmu is not None:
+            self.smmu.bind(self.guest)
+
     def close(self) -> None:
         """End the guest, then the server."""
         self._open.close()

@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,10 @@ class Serving:
     def exit_code(self) -> int | None:
         """The server's exit code; None while it serves."""
         return self._process.exit_code
+
+    def report(self) -> None:
+        """Let the server put what it holds into the trace, as `ServerHolds`."""
+        os.kill(self.pid, signal.SIGUSR1)
 
     def output(self) -> str:
         """What the server has logged."""
