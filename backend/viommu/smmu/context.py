@@ -21,7 +21,6 @@ from viommu.smmu.faults import Fault
 from viommu.smmu.features import Features
 from viommu.smmu.tlb import GLOBAL, STAGE_2, Tag
 
-
 _WORLDS = frozenset(int(world) for world in StreamWorld)
 
 
