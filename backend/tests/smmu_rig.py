@@ -57,6 +57,21 @@ def word(value: int) -> int:
     return value & (1 << 64) - 1
 
 
+STAGE_1 = Features(
+    stage_2=False,
+    hyp=False,
+    granules=(12,),
+    httu=0,
+    stall_model="terminate",
+    hierarchical_disable=False,
+    stage_2_execute=False,
+    range_invalidation=False,
+    permission_overrides=False,
+    attribute_overrides=False,
+)
+"""The least that a driver can live with: stage 1 with 4 KiB pages, and faults that terminate."""
+
+
 class Rig:
     """The SMMU enabled, stream `STREAM` translated by a CD with empty tables in both halves."""
 
@@ -73,7 +88,7 @@ class Rig:
         self.memory = GuestMemory()
         self.memory.add_region(BASE, ram, memoryview(self.ram))
         self.interrupts = 0
-        self.smmu = Smmu(self.memory, features, tracer, self._interrupted)
+        self.smmu = Smmu(self.memory, features or STAGE_1, tracer, self._interrupted)
         self._free = FREE
         self.event_log2 = self.command_log2 = 5
         self.cd_address = self.alloc(64)

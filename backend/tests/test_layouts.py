@@ -153,6 +153,7 @@ LINUX: dict[type[Layout], Places] = {
         "tg": (1, 11, 10),
         "address": (1, 63, 12),
     },
+    commands.ResumeCommand: {"opcode": (0, 7, 0), "stream_id": (0, 63, 32), "stag": (1, 15, 0)},
     commands.SyncCommand: {
         "opcode": (0, 7, 0),
         "cs": (0, 13, 12),
@@ -212,6 +213,7 @@ QEMU: dict[type[Layout], Places] = {
         "ttb1": (2, 51, 4),
     },
     commands.StreamCommand: {"ssec": (0, 10, 10)},
+    commands.ResumeCommand: {"ssec": (0, 10, 10)},
 }
 
 # IHI 0070, the sections that define them.
@@ -253,6 +255,8 @@ TEXT: dict[type[Layout], Places] = {
         "amair0": (4, 31, 0),
         "amair1": (4, 63, 32),
     },
+    # 4.6.1: Ac and Ab; Linux has them as one field of two bits, bits 13:12.
+    commands.ResumeCommand: {"retry": (0, 12, 12), "abort": (0, 13, 13)},
     records.EventRecord: {"nsipa": (1, 36, 36), "fetch_addr": (3, 51, 3)},
     # DDI 0487, D8.3
     page_tables.TableDescriptor: {

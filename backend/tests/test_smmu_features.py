@@ -1,9 +1,11 @@
 """What the ID registers advertise is there; what they do not advertise is refused (IHI 0070, 6.3.1 to 6.3.6, 4.1.3)."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests import smmu_rig as hw
-from tests.smmu_rig import Rig
+from tests.smmu_rig import STAGE_1, Rig
 from viommu.smmu import Features
 
 # IDR0 by name, lowest bit and width, as Linux and QEMU have them.
@@ -54,7 +56,14 @@ def test_idr1_idr3_idr5() -> None:
 
 @pytest.mark.parametrize(("bits", "code"), [(32, 0), (36, 1), (40, 2), (42, 3), (44, 4), (48, 5)])
 def test_sizes_can_be_chosen(bits: int, code: int) -> None:
-    features = Features(8, 0, 9, 10, output_address_bits=bits)
+    features = replace(
+        STAGE_1,
+        stream_id_bits=8,
+        substream_id_bits=0,
+        command_queue_log2=9,
+        event_queue_log2=10,
+        output_address_bits=bits,
+    )
     rig = Rig(features, on=0)
     assert rig.read(hw.IDR1) == 8 | 10 << 16 | 9 << 21
     assert rig.read(hw.IDR5) & 7 == code
@@ -67,12 +76,23 @@ def test_sizes_can_be_chosen(bits: int, code: int) -> None:
         {"substream_id_bits": 21},
         {"command_queue_log2": 20},
         {"event_queue_log2": -1},
-        {"output_address_bits": 52},
+        {"output_address_bits": 52, "granules": (12, 14)},
         {"output_address_bits": 47},
+        {"granules": ()},
+        {"granules": (12, 13)},
+        {"stage_1": False, "stage_2": False},
+        {"asid_bits": 12},
+        {"vmid_bits": 0},
+        {"httu": 3},
+        {"stall_model": "never"},
+        {"stall_max": 0},
+        {"stall_max": 1 << 16},
+        {"caching": "sometimes"},
     ],
+    ids=str,
 )
-def test_sizes_that_do_not_exist_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"bits|entries|size"):
+def test_what_does_not_exist_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong)).replace("output_address_bits", "bits")):
         Features(**wrong)  # type: ignore[arg-type]
 
 
@@ -112,7 +132,7 @@ def test_msi_every_source_can_write_one() -> None:
 
 
 def test_without_msis_every_interrupt_is_wired() -> None:
-    rig = Rig(Features(msi=False))
+    rig = Rig(replace(STAGE_1, msi=False))
     flag = rig.alloc(16)
     assert rig.read(hw.IDR0) == 0x0D48_301A & ~(1 << 13)
     for cfg0 in (hw.GERROR_IRQ_CFG0, hw.EVENTQ_IRQ_CFG0):

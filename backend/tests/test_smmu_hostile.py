@@ -5,13 +5,22 @@ from contextlib import suppress
 from random import Random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests import smmu_rig as hw
-from viommu.endpoints.port import PORT_CHUNK, DmaAttributes, DmaFault, DmaPort
+from viommu.endpoints.port import PORT_CHUNK, DmaAttributes, DmaFault, DmaPort, DmaStalled
 from viommu.memory import GuestMemory
-from viommu.smmu import Access, Features, Smmu, TransactionAborted, Translation
+from viommu.smmu import (
+    Access,
+    Features,
+    Smmu,
+    Stalled,
+    TransactionAborted,
+    TransactionStalled,
+    Translation,
+)
 from viommu.trace import Event, Tracer
 
 BASE = 0x8000_0000
@@ -22,6 +31,14 @@ MARGIN = 0x1000
 CANARY = b"\xc5" * MARGIN
 MANY = 20_000
 """More fetches than any one call may need: 256 commands, or 512 pages of four levels each."""
+
+PROFILES = {
+    "stage 1": hw.STAGE_1,
+    "everything": Features(),
+    "52 bits, hostile caches": Features(output_address_bits=52, caching="hostile", stall_max=2),
+    "stalls, no caches": Features(stall_model="stall", caching="none"),
+}
+everywhere = pytest.mark.parametrize("features", PROFILES.values(), ids=PROFILES)
 
 
 class CountedMemory(GuestMemory):
@@ -60,6 +77,7 @@ class Prey:
         self.port = DmaPort(self.memory, 0x10, self.smmu, tracer)
         self.port.bus_master = True
         self.held: list[Translation] = []
+        self.stalled: list[Stalled] = []
 
     @staticmethod
     def _read_along(event: Event) -> None:
@@ -94,6 +112,10 @@ class Prey:
         except TransactionAborted:
             self.check()
             return
+        except TransactionStalled as held:
+            self.check()
+            self.stall(held.stalled)
+            return
         self.check()
         assert 0 < translation.size <= min(size, 1 << 21)
         assert sum(translation.runs[1::2]) == translation.size
@@ -107,8 +129,14 @@ class Prey:
         else:
             self.smmu.retire(translation)
 
+    def stall(self, stalled: Stalled) -> None:
+        assert self.smmu.features.stalls
+        assert stalled.resolution is None
+        assert len(self.smmu.stalls) <= self.smmu.features.stall_max
+        self.stalled.append(stalled)
+
     def dma(self, address: int, size: int, substream: int | None, flags: int) -> None:
-        with suppress(DmaFault):
+        with suppress(DmaFault, DmaStalled):
             attributes = DmaAttributes(bool(flags & 2), bool(flags & 4))
             write = bool(flags & 1)
             with self.port.begin(
@@ -120,6 +148,13 @@ class Prey:
                 else:
                     transfer.read_into(bytearray(transfer.size))
         self.check()
+
+    def end_stalls(self) -> None:
+        """Everyone who waits is told something when the SMMU is disabled."""
+        self.write(hw.CR0, 4, 1)
+        self.write(hw.CR0, 4, 0)
+        assert len(self.smmu.stalls) == 0
+        assert all(stalled.resolution for stalled in self.stalled)
 
     def retire(self, index: int) -> None:
         if self.held:
@@ -136,6 +171,7 @@ class Prey:
                 break
             self.step()
         assert not self.smmu.busy
+        self.end_stalls()
         cr0, ack = self.smmu.read(hw.CR0, 4), self.smmu.read(hw.CR0ACK, 4)
         assert cr0 == ack
         assert not self.smmu.read(hw.GBPA, 4) & 1 << 31
@@ -163,7 +199,7 @@ addresses = st.one_of(pointers, st.integers(0, (1 << 64) - 1), st.integers(0, 1 
 substreams = st.one_of(st.none(), st.integers(0, 3), st.integers(0, (1 << 20) - 1))
 sizes = st.one_of(st.integers(1, 0x3000), st.sampled_from([1 << 21, 1 << 40, (1 << 64) - 1]))
 
-quick = settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def plain(prey: Prey) -> None:
@@ -182,21 +218,25 @@ def probe(prey: Prey, address: int, substream: int | None) -> None:
     prey.finish()
 
 
+@everywhere
 @quick
 @given(st.lists(qwords, min_size=8, max_size=8), addresses, substreams)
-def test_random_stes(words: list[int], address: int, substream: int | None) -> None:
-    prey = Prey()
+def test_random_stes(
+    features: Features, words: list[int], address: int, substream: int | None
+) -> None:
+    prey = Prey(features)
     prey.poke(BASE + 64 * 0x10, *words)
     plain(prey)
     probe(prey, address, substream)
 
 
+@everywhere
 @quick
 @given(st.lists(qwords, min_size=4, max_size=4), st.integers(0, 63), addresses, substreams)
 def test_almost_good_cds(
-    words: list[int], flipped: int, address: int, substream: int | None
+    features: Features, words: list[int], flipped: int, address: int, substream: int | None
 ) -> None:
-    prey = Prey()
+    prey = Prey(features)
     prey.poke(BASE + 64 * 0x10, hw.STE_S1 | BASE + 0x5000 | 1 << 59, 2)
     for index in range(2):
         prey.poke(BASE + 0x5000 + 64 * index, hw.CD_PLAIN ^ 1 << flipped ^ 1 << 63, *words)
@@ -204,6 +244,7 @@ def test_almost_good_cds(
     probe(prey, address, None if substream is None else substream & 1)
 
 
+@everywhere
 @quick
 @given(
     st.lists(st.tuples(st.integers(0, SIZE // 8 - 1), qwords), max_size=24),
@@ -212,8 +253,10 @@ def test_almost_good_cds(
 )
 @example([(0xA00 + i, BASE + 0x5000 | 0x443) for i in range(512)], 16, 0)  # points at itself
 @example([(0xA00 + i, BASE + 0x5000 | 0x443) for i in range(512)], 39, 0x1FF_FFFF)
-def test_random_tables(table: list[tuple[int, int]], t0sz: int, address: int) -> None:
-    prey = Prey()
+def test_random_tables(
+    features: Features, table: list[tuple[int, int]], t0sz: int, address: int
+) -> None:
+    prey = Prey(features)
     for index, word in table:
         prey.poke(BASE + 8 * index, word)
     cd = hw.CD_PLAIN & ~0x3F | t0sz
@@ -223,10 +266,11 @@ def test_random_tables(table: list[tuple[int, int]], t0sz: int, address: int) ->
     probe(prey, address & (1 << 64 - t0sz) - 1, None)
 
 
+@everywhere
 @quick
 @given(st.lists(st.tuples(qwords, qwords), min_size=1, max_size=16), st.integers(0, 0xFFFF_FFFF))
-def test_random_commands(commands: list[tuple[int, int]], prod: int) -> None:
-    prey = Prey()
+def test_random_commands(features: Features, commands: list[tuple[int, int]], prod: int) -> None:
+    prey = Prey(features)
     plain(prey)
     prey.poke(BASE + 64 * 0x10, hw.STE_BYPASS)
     prey.translate(Access(0x10), 0x1000, 1, hold=True)
@@ -290,10 +334,11 @@ actions = st.one_of(
 )
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@everywhere
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(actions, max_size=16), st.booleans())
-def test_any_sequence(sequence: list[tuple[Any, ...]], traced: bool) -> None:
-    prey = Prey(traced=traced)
+def test_any_sequence(features: Features, sequence: list[tuple[Any, ...]], traced: bool) -> None:
+    prey = Prey(features, traced=traced)
     plain(prey)
     for action, *parameters in sequence:
         perform(prey, action, parameters)
@@ -323,12 +368,13 @@ def wild(random: Random) -> int:
     return pointer | valid | (random.getrandbits(12) << 52 if random.random() < 0.2 else 0)
 
 
-@settings(max_examples=300, deadline=None)
+@everywhere
+@settings(max_examples=120, deadline=None)
 @given(st.integers(0, (1 << 32) - 1))
-def test_long_wild_sessions(seed: int) -> None:
+def test_long_wild_sessions(features: Features, seed: int) -> None:
     """RAM full of plausible words, and 150 actions of a guest out of its mind."""
     random = Random(seed)
-    prey = Prey(traced=seed % 4 == 0)
+    prey = Prey(features, traced=seed % 4 == 0)
     words = [wild(random) for _ in range(64)]
     struct.pack_into(f"<{SIZE // 8}Q", prey.ram, 0, *random.choices(words, k=SIZE // 8))
     for offset in range(0, SIZE, 64 * 7):  # contexts here and there
@@ -337,7 +383,8 @@ def test_long_wild_sessions(seed: int) -> None:
     prey.poke(BASE + 64 * 0x10, hw.STE_S1 | BASE + 0xF000, 0)
     prey.poke(BASE + 0xF000, hw.CD_PLAIN & ~0x3F | 25, BASE + 0x4000, BASE + 0x4000)
     plain(prey)
-    commands = (1, 2, 3, 4, 5, 6, 0x10, 0x11, 0x12, 0x13, 0x30, 0x46, 0x46, 0x46)
+    commands = (1, 2, 3, 4, 5, 6, *range(0x10, 0x14), *range(0x20, 0x24), 0x28, 0x2A, 0x30)
+    commands += (0x44, 0x45, 0x46, 0x46, 0x46, 0x46)
     for _ in range(150):
         kind = random.randrange(12)
         if kind < 4:

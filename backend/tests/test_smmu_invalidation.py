@@ -8,7 +8,7 @@ from tests import smmu_rig as hw
 from tests.smmu_rig import CD_PLAIN, Rig
 from viommu.layouts.tables import StreamWorld
 from viommu.smmu import TransactionAborted
-from viommu.smmu.tlb import GLOBAL, Block, Tag, Tlb
+from viommu.smmu.tlb import GLOBAL, STAGE_2, Entry, Tag, Tlb
 
 SYNC = (0x46, 0)
 OTHER_ASID = 8
@@ -290,36 +290,40 @@ def test_clearing_smmuen_keeps_the_caches() -> None:
 
 # The TLB by itself: accounting and eviction
 
-TAG = Tag(StreamWorld.NS_EL1, 0, 1, 12)
+TAG = Tag(StreamWorld.NS_EL1, 0, 1)
 
 
 def test_tlb_counts_its_entries() -> None:
     tlb = Tlb()
-    tlb.row_for_filling(TAG, 0x1000)[1] = 0xA001
-    tlb.insert_block(TAG, 0x20_0000, Block(21, 1))
-    tlb.insert_block(TAG, 0x20_0000, Block(21, 1))
-    tlb.insert_block(TAG._replace(asid=GLOBAL), 0x4000_0000, Block(30, 1))
-    assert (len(tlb), tlb._used) == (3, 512 + 2 * 32)
+    tlb.insert(TAG, 0x1000, Entry(12, 0xA001))
+    tlb.insert(TAG, 0x20_0000, Entry(21, 1))
+    tlb.insert(TAG, 0x20_0000, Entry(21, 1))
+    tlb.insert(TAG._replace(asid=GLOBAL), 0x4000_0000, Entry(30, 1))
+    tlb.insert(TAG._replace(asid=STAGE_2), 0x1_0000, Entry(16, 0xB_0001))
+    assert len(tlb) == 4
     tlb.invalidate_asid(StreamWorld.NS_EL1, 0, 1)
-    assert len(tlb) == 1
+    assert len(tlb) == 2
     tlb.invalidate_vmid(StreamWorld.NS_EL1, 0)
-    assert len(tlb) == 0
+    assert len(tlb) == 1
+    tlb.invalidate_vmid(StreamWorld.NS_EL1, 0, stage_2=True)
+    assert len(tlb) == tlb._used == 0
 
 
-@pytest.mark.parametrize("capacity", [512, 600, 1024, 5000])
-def test_tlb_never_outgrows_its_capacity(capacity: int) -> None:
-    tlb = Tlb(capacity)
+@pytest.mark.parametrize("capacity", [512, 600, 1024, 5000, 20_000])
+@pytest.mark.parametrize("page_shift", [12, 14, 16])
+def test_tlb_never_outgrows_its_capacity(capacity: int, page_shift: int) -> None:
+    tlb = Tlb(max(capacity, 1 << page_shift - 3))
     for step in range(2000):
         tag = TAG._replace(asid=step * 7 % 50)
         if step % 3:
-            tlb.insert_block(tag, step * 5 % 40 << 21, Block(21, 1))
+            tlb.insert(tag, step * 5 % 40 << 21, Entry(21, 1))
         else:
-            tlb.row_for_filling(tag, step << 12)[0] = 1
+            tlb.insert(tag, step << 12, Entry(page_shift, 1))
         if step % 11 == 0:
             tlb.invalidate_address(StreamWorld.NS_EL1, 0, step % 50, step * 5 % 40 << 21)
-        rows = sum(len(space.rows) for space in tlb._spaces.values())
+        rows = sum(len(row) for space in tlb._spaces.values() for row in space.rows.values())
         blocks = sum(len(space.blocks) for space in tlb._spaces.values())
-        assert tlb._used == rows * 512 + blocks * 32 <= capacity
+        assert tlb._used == rows + blocks * 32 <= tlb._capacity
 
 
 def test_eviction_costs_only_another_walk() -> None:

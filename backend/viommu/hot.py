@@ -118,6 +118,13 @@ def _collect_c(
     return int(covered[0])
 
 
+def compare_exchange(words: memoryview, index: int, expected: int, value: int) -> bool:
+    """Store `value` at `index` if what is there is `expected`, atomically; whether it was. Needs the C extension."""
+    ffi: Any = _hot.ffi
+    target = ffi.from_buffer("uint64_t[]", words, require_writable=True)
+    return bool(_hot.lib.vi_compare_exchange(target + index, expected, value))
+
+
 fill = _fill_c if COMPILED else fill_python
 collect = _collect_c if COMPILED else collect_python
 

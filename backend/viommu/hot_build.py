@@ -14,6 +14,7 @@ uint32_t vi_fill(const uint64_t *descriptors, uint64_t *slots, uint32_t count,
                  uint64_t mask, uint64_t expected, uint64_t address_mask, uint64_t flags);
 uint32_t vi_collect(const uint64_t *slots, uint32_t count, uint64_t need, uint32_t page_shift,
                     uint64_t offset, uint64_t length, uint64_t *runs, uint64_t *covered);
+int vi_compare_exchange(uint64_t *word, uint64_t expected, uint64_t value);
 uint64_t vi_move(const vi_region *regions, uint32_t region_count,
                  const uint64_t *runs, uint32_t run_count,
                  uint8_t *buffer, uint64_t length, int to_guest);
@@ -65,6 +66,11 @@ static uint32_t vi_collect(const uint64_t *slots, uint32_t count, uint64_t need,
     }
     *covered = done;
     return n;
+}
+
+static int vi_compare_exchange(uint64_t *word, uint64_t expected, uint64_t value)
+{
+    return __atomic_compare_exchange_n(word, &expected, value, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
 
 static uint64_t vi_move(const vi_region *regions, uint32_t region_count,

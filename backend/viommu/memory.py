@@ -149,6 +149,19 @@ class GuestMemory:
         else:
             self.write(address, value.to_bytes(8, "little"))
 
+    def compare_exchange_u64(self, address: int, expected: int, value: int) -> bool:
+        """Store 8 aligned bytes if they are `expected`; whether they were. Atomic where the C extension is built."""
+        region = self._find(address, 8)
+        if region.qwords is None or not (region.readable and region.writable) or address & 7:
+            raise BusError(address, 8)
+        place = (address - region.base) >> 3
+        if hot.COMPILED:
+            return hot.compare_exchange(region.qwords, place, expected, value)
+        if region.qwords[place] != expected:
+            return False
+        region.qwords[place] = value
+        return True
+
     def store_u32(self, address: int, value: int) -> None:
         """Store 4 bytes, in one access when `address` is a multiple of 4."""
         region = self._find(address, 4)

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Iterator
 
 from viommu.endpoints.pattern import PIECE, rand48, sum64, transaction_count, transactions
-from viommu.endpoints.port import DmaAttributes, DmaFault, DmaPort
+from viommu.endpoints.port import DmaAttributes, DmaFault, DmaPort, DmaStalled, Transfer
 from viommu.layouts.test_engine import (
     NO_SUBSTREAM_ID,
     EngineCommand,
@@ -77,6 +77,7 @@ class EngineWork:
         self.user = user
         """The frame as it was when the command was written."""
         self._port = port
+        self._held: DmaStalled | None = None
         substream_id = privileged.substreamid
         self._substream_id = None if substream_id == NO_SUBSTREAM_ID else substream_id
         self._source = DmaAttributes(user.source_privileged, user.source_instruction)
@@ -86,6 +87,11 @@ class EngineWork:
         self._buffer = memoryview(bytearray(longest))
         self._steps: Generator[bool, None, None] = self._run()
         next(self._steps)
+
+    @property
+    def stalled(self) -> bool:
+        """The SMMU holds the transaction, and software has not answered yet: there is nothing to do."""
+        return self._held is not None and self._held.waiting
 
     def step(self) -> bool:
         """Do one small thing. False: the command is complete.
@@ -137,9 +143,7 @@ class EngineWork:
     def _read(
         self, iova: int, size: int
     ) -> Generator[bool, None, tuple[memoryview, DmaFault | None]]:
-        with self._port.begin(
-            iova, size, write=False, substream_id=self._substream_id, attributes=self._source
-        ) as transfer:
+        with (yield from self._begin(iova, size, write=False)) as transfer:
             data = self._buffer[: transfer.size]
             yield True
             try:
@@ -148,15 +152,27 @@ class EngineWork:
                 return data[: fault.done], fault
             return data, None
 
+    def _begin(self, iova: int, size: int, *, write: bool) -> Generator[bool, None, Transfer]:
+        while True:
+            try:
+                return self._port.begin(
+                    iova,
+                    size,
+                    write=write,
+                    substream_id=self._substream_id,
+                    attributes=self._sink if write else self._source,
+                )
+            except DmaStalled as held:
+                self._held = held
+            while self._held.waiting:
+                yield True
+            if self._held.aborted:
+                raise DmaFault(iova, 0, "software aborted the stalled transaction")
+            self._held = None
+
     def _write(self, iova: int, data: memoryview) -> Iterator[bool]:
         while data:
-            with self._port.begin(
-                iova,
-                len(data),
-                write=True,
-                substream_id=self._substream_id,
-                attributes=self._sink,
-            ) as transfer:
+            with (yield from self._begin(iova, len(data), write=True)) as transfer:
                 size = transfer.size
                 yield True
                 transfer.write_from(data[:size])

@@ -13,11 +13,18 @@ from types import TracebackType
 from typing import NamedTuple
 
 from viommu.memory import Buffer, BusError, GuestMemory
-from viommu.smmu import Access, Smmu, TransactionAborted, Translation
+from viommu.smmu import (
+    Access,
+    Smmu,
+    Stalled,
+    TransactionAborted,
+    TransactionStalled,
+    Translation,
+)
 from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
 from viommu.trace import Event, Tracer
 
-__all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "Transfer"]
+__all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "DmaStalled", "Transfer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,24 @@ class DmaFault(Exception):
     def __init__(self, address: int, done: int, why: str) -> None:
         super().__init__(f"DMA aborted at {address:#x}: {why}")
         self.address, self.done, self.why = address, done, why
+
+
+class DmaStalled(Exception):
+    """The SMMU stalled the transaction: begin it again once it is no longer `waiting`, unless it was `aborted`."""
+
+    def __init__(self, stalled: Stalled) -> None:
+        super().__init__(f"DMA stalled at {stalled.address:#x}")
+        self._stalled = stalled
+
+    @property
+    def waiting(self) -> bool:
+        """Software has not answered yet."""
+        return self._stalled.resolution is None
+
+    @property
+    def aborted(self) -> bool:
+        """Software's answer was to abort."""
+        return self._stalled.resolution == "abort"
 
 
 class Transfer:
@@ -149,7 +174,7 @@ class DmaPort:
         """Start a transaction of at most `PORT_CHUNK` bytes; `size` of the result says how many it has.
 
         It is shorter than asked for when a later page does not translate: the fault comes when that page is asked for.
-        Raises `DmaFault` when nothing goes through.
+        Raises `DmaFault` when nothing goes through, `DmaStalled` when software has to decide.
         """
         if size <= 0:
             raise ValueError(f"a transaction of {size} bytes")
@@ -163,6 +188,8 @@ class DmaPort:
             return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
         try:
             return Transfer(self, self._smmu.translate(access, iova, size))
+        except TransactionStalled as held:
+            raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:
             raise self._refused(iova, write, str(aborted)) from None
 

@@ -130,8 +130,8 @@ class SmmuTestEngine:
 
     @property
     def busy(self) -> bool:
-        """Whether a frame is running."""
-        return bool(self._work)
+        """Whether a frame is running, and not merely stalled."""
+        return any(not work.stalled for work in self._work.values())
 
     def reset(self) -> None:
         """Stop every frame, end transfers in flight without moving their bytes, reset the registers."""
@@ -200,8 +200,8 @@ class SmmuTestEngine:
             )
 
     def step(self) -> bool:
-        """Let one running frame do one small thing. Returns whether a frame is still running."""
-        if not self._work:
+        """Let one running frame do one small thing. Returns whether one is still running, and not merely stalled."""
+        if not self.busy:
             return False
         if not self._round:
             self._round = list(reversed(self._work))
@@ -209,6 +209,8 @@ class SmmuTestEngine:
                 self._order.shuffle(self._round)
         index = self._round.pop()
         work = self._work[index]
+        if work.stalled:
+            return True
         fault: DmaFault | None = None
         try:
             more = work.step()
@@ -221,7 +223,7 @@ class SmmuTestEngine:
         self._put(index, UserFrame.count_of_transactions_returned, returned)
         if not more:
             self._end(index, work, fault)
-        return bool(self._work)
+        return self.busy
 
     def _end(self, index: int, work: EngineWork, fault: DmaFault | None) -> None:
         del self._work[index]

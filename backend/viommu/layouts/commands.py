@@ -69,6 +69,16 @@ class TlbiCommand(Command):
     address = bits(127, 76, scale=4096)
 
 
+class ResumeCommand(Command):
+    """CMD_RESUME and CMD_STALL_TERM, which has no STAG and no action (4.6)."""
+
+    ssec = bits(10, kind=bool)
+    retry = bits(12, kind=bool)
+    abort = bits(13, kind=bool)
+    stream_id = bits(63, 32)
+    stag = bits(79, 64)
+
+
 class CompletionSignal(IntEnum):
     """CMD_SYNC.CS (4.7.3)."""
 
@@ -100,6 +110,8 @@ LAYOUTS: dict[Opcode, type[Command]] = {
         StreamCommand,
     ),
     **dict.fromkeys((op for op in Opcode if op.name.startswith("CMD_TLBI")), TlbiCommand),
+    Opcode.CMD_RESUME: ResumeCommand,
+    Opcode.CMD_STALL_TERM: ResumeCommand,
     Opcode.CMD_SYNC: SyncCommand,
 }
 """The layout that decodes each opcode; a command that is not here has only its opcode to show."""

@@ -152,3 +152,5 @@ TG0_GRANULES = {0: 12, 1: 16, 2: 14}
 """log2 of the granule by CD.TG0; 3 is reserved (5.4)."""
 TG1_GRANULES = {1: 14, 2: 12, 3: 16}
 """log2 of the granule by CD.TG1; 0 is reserved (5.4)."""
+S2_GRANULES = {0: 12, 1: 16, 2: 14}
+"""log2 of the granule by STE.S2TG; 3 is reserved (5.2)."""

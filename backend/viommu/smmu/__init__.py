@@ -3,9 +3,17 @@
 Pure: no socket, no clock, no QEMU. It imports `layouts`, `memory`, `trace` and `hot`, and nothing else of the project.
 """
 
-from viommu.smmu.faults import Access, TransactionAborted
+from viommu.smmu.faults import Access, Stalled, TransactionAborted, TransactionStalled
 from viommu.smmu.features import Features
 from viommu.smmu.model import Smmu
 from viommu.smmu.translation import Translation
 
-__all__ = ["Access", "Features", "Smmu", "TransactionAborted", "Translation"]
+__all__ = [
+    "Access",
+    "Features",
+    "Smmu",
+    "Stalled",
+    "TransactionAborted",
+    "TransactionStalled",
+    "Translation",
+]

@@ -3,32 +3,23 @@
 from collections.abc import Callable
 
 from viommu.layouts.commands import (
-    CFGI_ALL_RANGE,
     COMMAND_SIZE,
     LAYOUTS,
     Command,
     CompletionSignal,
-    Opcode,
-    StreamCommand,
     SyncCommand,
-    TlbiCommand,
 )
 from viommu.layouts.registers import COMMAND_ERROR_SHIFT, CommandError, GlobalError
-from viommu.layouts.tables import StreamWorld
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.barrier import InFlight
-from viommu.smmu.configuration import Configuration
+from viommu.smmu.command_effects import CommandEffects
 from viommu.smmu.events import CommandConsumed, CommandFailed, SyncCompleted, SyncWaiting
 from viommu.smmu.features import Features
 from viommu.smmu.queues import Ring
-from viommu.smmu.tlb import Tlb
 from viommu.trace import Tracer
 
 COMMANDS_PER_STEP = 256
 """How many commands are consumed before others get their turn."""
-
-_EL1 = StreamWorld.NS_EL1
-_NO_VMID = 0  # IDR0.S2P is 0: the VMID field is ignored
 
 
 class CommandQueue:
@@ -39,13 +30,11 @@ class CommandQueue:
         memory: GuestMemory,
         features: Features,
         tracer: Tracer,
-        configuration: Configuration,
-        tlb: Tlb,
+        effects: CommandEffects,
         in_flight: InFlight,
         *,
         raise_error: Callable[[GlobalError], None],
         interrupt: Callable[[], None],
-        prefetch: Callable[[StreamCommand], None],
         settled: Callable[[], None],
     ) -> None:
         self.ring = Ring(COMMAND_SIZE, features.command_queue_log2)
@@ -54,22 +43,19 @@ class CommandQueue:
         """An error is active: nothing is consumed until GERRORN acknowledges it."""
         self.waiting = False
         """A CMD_SYNC waits for transactions in flight."""
-        self._invalidated = False
         self._memory = memory
         self._features = features
         self._tracer = tracer
-        self._configuration = configuration
-        self._tlb = tlb
+        self._effects = effects
         self._in_flight = in_flight
         self._raise_error = raise_error
         self._interrupt = interrupt
-        self._prefetch = prefetch
         self._settled = settled
 
     def reset(self) -> None:
         """As after reset: nothing queued, nothing waiting."""
         self.ring.reset()
-        self.enabled = self.stopped = self.waiting = self._invalidated = False
+        self.enabled = self.stopped = self.waiting = self._effects.invalidated = False
 
     @property
     def active(self) -> bool:
@@ -98,7 +84,7 @@ class CommandQueue:
         command = LAYOUTS.get(data[0], Command).from_bytes(data)  # type: ignore[call-overload]
         if isinstance(command, SyncCommand):
             self._sync(command)
-        elif self._apply(command):
+        elif self._effects.apply(command):
             self._done(command)
         else:
             self._fail(CommandError.CERROR_ILL)
@@ -121,52 +107,6 @@ class CommandQueue:
     def _index(self) -> int:
         return self.ring.cons & (1 << self.ring.log2size) - 1
 
-    def _apply(self, command: Command) -> bool:
-        """The effect of any command but CMD_SYNC; False when it is ILLEGAL here."""
-        if isinstance(command, StreamCommand):
-            # Secure streams are not ours to name (4.1.6).
-            return not command.ssec and self._apply_to_stream(command)
-        if isinstance(command, TlbiCommand):
-            return self._invalidate(command)
-        return False
-
-    def _apply_to_stream(self, command: StreamCommand) -> bool:
-        configuration, stream_id = self._configuration, command.stream_id
-        match command.opcode:
-            case Opcode.CMD_PREFETCH_CONFIG | Opcode.CMD_PREFETCH_ADDR:
-                self._prefetch(command)
-                return True
-            case Opcode.CMD_CFGI_STE:
-                configuration.invalidate_streams(stream_id)
-            case Opcode.CMD_CFGI_STE_RANGE if command.leaf_or_range == CFGI_ALL_RANGE:
-                configuration.invalidate_all()
-            case Opcode.CMD_CFGI_STE_RANGE:
-                configuration.invalidate_streams(stream_id, command.leaf_or_range + 1)
-            case Opcode.CMD_CFGI_CD:
-                configuration.invalidate_cd(stream_id, command.substream_id)
-            case _:
-                configuration.invalidate_cds(stream_id)
-        self._invalidated = True
-        return True
-
-    def _invalidate(self, command: TlbiCommand) -> bool:
-        tlb = self._tlb
-        match command.opcode:
-            case Opcode.CMD_TLBI_NSNH_ALL:
-                tlb.invalidate_all()
-            case Opcode.CMD_TLBI_NH_ALL:
-                tlb.invalidate_vmid(_EL1, _NO_VMID)
-            case Opcode.CMD_TLBI_NH_ASID:
-                tlb.invalidate_asid(_EL1, _NO_VMID, command.asid)
-            case Opcode.CMD_TLBI_NH_VA:
-                tlb.invalidate_address(_EL1, _NO_VMID, command.asid, command.address)
-            case Opcode.CMD_TLBI_NH_VAA:
-                tlb.invalidate_address(_EL1, _NO_VMID, None, command.address)
-            case _:
-                return False  # IDR0.HYP and IDR0.S2P are 0 (4.4)
-        self._invalidated = True
-        return True
-
     def _sync(self, command: SyncCommand) -> None:
         """Complete when all transactions that the invalidations before it concern are done (4.7.3, 3.21.3).
 
@@ -175,7 +115,7 @@ class CommandQueue:
         if command.cs not in list(CompletionSignal):
             self._fail(CommandError.CERROR_ILL)
             return
-        if not self._invalidated:
+        if not self._effects.invalidated:
             self._complete(command)
             return
         self.waiting = True
@@ -184,7 +124,7 @@ class CommandQueue:
             self._tracer.emit(SyncWaiting(transactions))
 
     def _release(self, command: SyncCommand) -> None:
-        self.waiting = self._invalidated = False
+        self.waiting = self._effects.invalidated = False
         self._complete(command)
         self._settled()
 
@@ -192,7 +132,7 @@ class CommandQueue:
         self._done(command)
         # IDR0.SEV is 0: SIG_SEV completes like SIG_NONE (4.7.3).
         if command.cs == CompletionSignal.SIG_IRQ:
-            if self._features.msi and command.msi_address:
+            if command.msi_address and self._features.msi:
                 try:
                     # Truncated to the OAS (3.4.3).
                     address = command.msi_address & (1 << self._features.output_address_bits) - 1

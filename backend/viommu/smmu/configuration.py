@@ -1,36 +1,44 @@
 """From a StreamID to what the SMMU shall do with a transaction: stream table, STE, CD table, CD, and their caches.
 
 IHI 0070, 3.3 and chapter 5. Faults come in the order of 7.3.22: C_BAD_STREAMID, F_STE_FETCH, C_BAD_STE,
-C_BAD_SUBSTREAMID, F_STREAM_DISABLED, F_CD_FETCH, C_BAD_CD.
+C_BAD_SUBSTREAMID, F_STREAM_DISABLED, stage 2 faults of the CD fetch, F_CD_FETCH, C_BAD_CD.
 """
 
 from collections.abc import Callable
 
-from viommu.layouts.records import EventType
-from viommu.layouts.registers import ADDRESS_SIZES, StrtabBase, StrtabBaseCfg, StrtabFormat
+from viommu.layouts.records import EventType, FaultClass
+from viommu.layouts.registers import StrtabBase, StrtabBaseCfg, StrtabFormat
 from viommu.layouts.tables import (
     CD_LEAF_SPLIT,
-    TG0_GRANULES,
-    TG1_GRANULES,
     ContextDescriptor,
     ContextTableLevel1,
     S1Default,
     SteConfig,
     StreamTableEntry,
     StreamTableLevel1,
-    StreamWorld,
 )
 from viommu.memory import BusError, GuestMemory
+from viommu.smmu.context import (
+    Stage1,
+    Stage2,
+    StreamContext,
+    as_configured,
+    cd_max,
+    decode_stage_1,
+    decode_stage_2,
+    ste_illegal,
+    stream_context,
+    translates_stage_1,
+    translates_stage_2,
+)
 from viommu.smmu.faults import Access, Fault, configuration_fault
 from viommu.smmu.features import Features
-from viommu.smmu.tlb import GLOBAL, Tag
-from viommu.smmu.walk import Regime, TableBase
+from viommu.smmu.walk import Walker
 
 STE_SIZE = CD_SIZE = 64
-_CACHE_LIMIT = 4096  # STEs, and CDs: a bound on memory, not a property
-
-Bypass = None
-"""Stage 1 does not translate: the address goes out as it came in."""
+_CACHE_LIMIT = 4096  # STEs, and contexts: a bound on memory, not a property
+_NO_STAGE_1 = -1
+# Stands for a SubstreamID where no CD is used.
 
 
 def _aligned(pointer: int, size: int) -> int:
@@ -40,71 +48,112 @@ def _aligned(pointer: int, size: int) -> int:
 class Configuration:
     """Finds and caches what governs a stream.
 
-    STEs and CDs are cached once they are valid; neither is looked at again before a command invalidates it. An STE or
-    a CD that faulted is not cached (3.21.3 allows either).
+    STEs and CDs are cached once they are valid; neither is looked at again before a command invalidates it. One that
+    faulted is not cached, but by a profile whose caching is hostile (3.21.3 allows either).
     """
 
-    def __init__(self, memory: GuestMemory, features: Features) -> None:
+    def __init__(self, memory: GuestMemory, features: Features, walker: Walker) -> None:
         self._memory = memory
         self._features = features
+        self._walker = walker
         self._stes: dict[int, StreamTableEntry] = {}
-        self._regimes: dict[tuple[int, int], Regime] = {}
+        self._contexts: dict[tuple[int, int], StreamContext | None] = {}
+        self._bad: dict[tuple[int, int], EventType] = {}
         self.base = StrtabBase()
         self.base_cfg = StrtabBaseCfg()
+        self.e2h = False
+        """CR2.E2H."""
         self.fetched: Callable[[str, Access, int, object], None] | None = None
         """Called with "STE" or "CD", the access, the address and the structure; set while somebody listens."""
 
     def __len__(self) -> int:
         """Cached structures."""
-        return len(self._stes) + len(self._regimes)
+        return len(self._stes) + len(self._contexts)
 
     # Invalidation (4.3)
 
     def invalidate_all(self) -> None:
         """CMD_CFGI_ALL, and reset."""
         self._stes.clear()
-        self._regimes.clear()
+        self._contexts.clear()
+        self._bad.clear()
 
     def invalidate_streams(self, stream_id: int, range_log2: int = 0) -> None:
         """The STEs of an aligned group of 2^range_log2 StreamIDs, and all CDs reached through them (4.3.1, 4.3.2)."""
         group = stream_id >> range_log2
         for stream in [s for s in self._stes if s >> range_log2 == group]:
             del self._stes[stream]
-        for key in [k for k in self._regimes if k[0] >> range_log2 == group]:
-            del self._regimes[key]
+        self._forget(lambda stream, _: stream >> range_log2 == group)
 
     def invalidate_cd(self, stream_id: int, substream_id: int) -> None:
         """CMD_CFGI_CD (4.3.3)."""
-        self._regimes.pop((stream_id, substream_id), None)
+        self._contexts.pop((stream_id, substream_id), None)
+        self._bad.pop((stream_id, substream_id), None)
 
     def invalidate_cds(self, stream_id: int) -> None:
         """CMD_CFGI_CD_ALL (4.3.4)."""
-        for key in [k for k in self._regimes if k[0] == stream_id]:
-            del self._regimes[key]
+        self._forget(lambda stream, substream: stream == stream_id and substream != _NO_STAGE_1)
+
+    def _forget(self, chosen: Callable[[int, int], bool]) -> None:
+        for key in [k for k in self._contexts if chosen(*k)]:
+            del self._contexts[key]
+        for key in [k for k in self._bad if chosen(*k)]:
+            del self._bad[key]
 
     # Look-up
 
-    def lookup(self, access: Access) -> Regime | None:
-        """What translates `access`, `Bypass` when nothing does. Raises `Fault`."""
+    def lookup(self, access: Access, address: int) -> tuple[Access, StreamContext | None]:
+        """The access with the attributes that the STE gives it, and what translates it; None when nothing does.
+
+        Raises `Fault`. `address` is the input address, which a stage 2 fault of a CD fetch records.
+        """
+        ste = self.ste(access)
+        if ste.config not in _WORKING:
+            raise Fault(None)  # Config 0b0xx aborts without an event (5.2)
+        access = self._overridden(ste, access)
+        substream_id = self._select_substream(ste, access)
+        key = access.stream_id, substream_id
+        try:
+            return access, self._contexts[key]
+        except KeyError:
+            pass
+        if key in self._bad:
+            raise configuration_fault(self._bad[key], access)
+        stage_1 = None
+        if substream_id != _NO_STAGE_1:
+            stage_1 = self._fetch_cd(ste, access, substream_id, address)
+        if len(self._contexts) >= _CACHE_LIMIT:
+            self._contexts.clear()
+        context = self._contexts[key] = stream_context(ste, stage_1, self._features)
+        return access, context
+
+    def ste(self, access: Access) -> StreamTableEntry:
+        """The STE of a stream, valid and legal. Raises `Fault`."""
         ste = self._stes.get(access.stream_id)
         if ste is None:
+            if (access.stream_id, _NO_STAGE_1) in self._bad:
+                raise configuration_fault(EventType.C_BAD_STE, access)
             ste = self._fetch_ste(access)
             if len(self._stes) >= _CACHE_LIMIT:
                 self._stes.clear()
             self._stes[access.stream_id] = ste
-        if ste.config not in (SteConfig.BYPASS, SteConfig.S1_TRANSLATE):
-            raise Fault(None)  # Config 0b0xx aborts without an event (5.2)
-        substream_id = self._select_substream(ste, access)
-        if substream_id is None:
-            return Bypass
-        key = access.stream_id, substream_id
-        regime = self._regimes.get(key)
-        if regime is None:
-            regime = self._fetch_cd(ste, access, substream_id)
-            if len(self._regimes) >= _CACHE_LIMIT:
-                self._regimes.clear()
-            self._regimes[key] = regime
-        return regime
+        return ste
+
+    def _overridden(self, ste: StreamTableEntry, access: Access) -> Access:
+        """PRIVCFG and INSTCFG (5.2): 0 takes what came, 2 clears, 3 sets; 1 is reserved and takes what came."""
+        if self._features.permission_overrides and (ste.privcfg | ste.instcfg) & 2:
+            if ste.privcfg & 2:
+                access = access._replace(privileged=ste.privcfg == 3)
+            if ste.instcfg & 2:
+                access = access._replace(instruction=ste.instcfg == 3)
+        return access
+
+    def _refuse(self, event: EventType, access: Access, substream_id: int) -> Fault:
+        if self._features.caching == "hostile":
+            if len(self._bad) >= _CACHE_LIMIT:
+                self._bad.clear()
+            self._bad[access.stream_id, substream_id] = event
+        return configuration_fault(event, access)
 
     def _load(self, address: int, access: Access, event: EventType) -> bytes:
         try:
@@ -117,8 +166,8 @@ class Configuration:
         ste = StreamTableEntry.from_bytes(self._load(address, access, EventType.F_STE_FETCH))
         if self.fetched:
             self.fetched("STE", access, address, ste)
-        if not ste.valid or self._ste_illegal(ste):
-            raise configuration_fault(EventType.C_BAD_STE, access)
+        if not ste.valid or (ste.config in _WORKING and ste_illegal(ste, self._features)):
+            raise self._refuse(EventType.C_BAD_STE, access, _NO_STAGE_1)
         return ste
 
     def _ste_address(self, access: Access) -> int:
@@ -128,7 +177,7 @@ class Configuration:
         if stream_id >> min(size, self._features.stream_id_bits):
             raise configuration_fault(EventType.C_BAD_STREAMID, access)
         # The base is aligned to LOG2SIZE as it was written, whatever SIDSIZE is (6.3.24).
-        if self.base_cfg.fmt != StrtabFormat.TWO_LEVEL:
+        if self.base_cfg.fmt != StrtabFormat.TWO_LEVEL or not self._features.two_level_streams:
             return _aligned(self.base.addr, STE_SIZE << size) + stream_id * STE_SIZE
         # A reserved SPLIT behaves as 6 (6.3.25).
         split = self.base_cfg.split if self.base_cfg.split in (6, 8, 10) else 6
@@ -144,33 +193,19 @@ class Configuration:
             raise configuration_fault(EventType.C_BAD_STREAMID, access)
         return _aligned(entry.l2_ptr, STE_SIZE << (entry.span - 1)) + index * STE_SIZE
 
-    def _ste_illegal(self, ste: StreamTableEntry) -> bool:
-        """The conditions of 5.2.2 that these features leave."""
-        if ste.config in (SteConfig.S2_TRANSLATE, SteConfig.NESTED):
-            return True
-        if ste.config != SteConfig.S1_TRANSLATE:
-            return False
-        # IDR0.HYP is 0: STRW is ignored. A reserved S1Fmt is no error either.
-        return self._cd_max(ste) > self._features.substream_id_bits or ste.s1_stalld
-
-    def _cd_max(self, ste: StreamTableEntry) -> int:
-        """S1CDMax, which is ignored when there are no substreams at all (5.2)."""
-        return ste.s1_cd_max if self._features.substream_id_bits else 0
-
-    def _select_substream(self, ste: StreamTableEntry, access: Access) -> int | None:
-        """Which CD to use (3.3.2, 5.2 S1DSS), None for a bypass of stage 1."""
-        substream_id, cd_max = access.substream_id, self._cd_max(ste)
-        if substream_id is not None and (
-            ste.config == SteConfig.BYPASS or not cd_max or substream_id >> cd_max
-        ):
+    def _select_substream(self, ste: StreamTableEntry, access: Access) -> int:
+        """Which CD to use (3.3.2, 5.2 S1DSS), or that stage 1 is bypassed."""
+        substream_id, bits = access.substream_id, cd_max(ste, self._features)
+        translates = translates_stage_1(ste)
+        if substream_id is not None and (not translates or not bits or substream_id >> bits):
             raise configuration_fault(EventType.C_BAD_SUBSTREAMID, access)
-        if ste.config == SteConfig.BYPASS:
-            return None
-        if not cd_max:
+        if not translates:
+            return _NO_STAGE_1
+        if not bits:
             return 0
         if substream_id is None:
             if ste.s1_dss == S1Default.BYPASS:
-                return None
+                return _NO_STAGE_1
             if ste.s1_dss != S1Default.SUBSTREAM_0:
                 raise configuration_fault(EventType.F_STREAM_DISABLED, access)
             return 0
@@ -178,79 +213,47 @@ class Configuration:
             raise configuration_fault(EventType.F_STREAM_DISABLED, access)
         return substream_id
 
-    def _fetch_cd(self, ste: StreamTableEntry, access: Access, substream_id: int) -> Regime:
+    def _fetch_cd(
+        self, ste: StreamTableEntry, access: Access, substream_id: int, address: int
+    ) -> Stage1:
         # Every table is aligned to its size, the lower bits of its pointer are ignored (5.2, S1Fmt).
-        cd_max = self._cd_max(ste)
-        split = CD_LEAF_SPLIT.get(ste.s1_format) if cd_max else None
+        bits = cd_max(ste, self._features)
+        stage_2 = decode_stage_2(ste, self._features) if translates_stage_2(ste) else None
+        split = CD_LEAF_SPLIT.get(ste.s1_format) if bits else None
         if split is None:
-            address = _aligned(ste.s1_context_ptr, CD_SIZE << cd_max) + substream_id * CD_SIZE
+            place = _aligned(ste.s1_context_ptr, CD_SIZE << bits) + substream_id * CD_SIZE
         else:
-            table = _aligned(ste.s1_context_ptr, max(64, 8 << max(0, cd_max - split)))
-            address = table + (substream_id >> split) * 8
+            table = _aligned(ste.s1_context_ptr, max(64, 8 << max(0, bits - split)))
+            entry_place = self._physical(
+                table + (substream_id >> split) * 8, stage_2, access, address
+            )
             try:
-                entry = ContextTableLevel1(self._memory.load_u64(address))
+                entry = ContextTableLevel1(self._memory.load_u64(entry_place))
             except BusError:
-                raise configuration_fault(EventType.F_CD_FETCH, access, address) from None
+                raise configuration_fault(EventType.F_CD_FETCH, access, entry_place) from None
             if not entry.valid:
                 raise configuration_fault(EventType.C_BAD_SUBSTREAMID, access)
             leaf = _aligned(entry.l2_ptr, CD_SIZE << split)
-            address = leaf + (substream_id & (1 << split) - 1) * CD_SIZE
-        cd = ContextDescriptor.from_bytes(self._load(address, access, EventType.F_CD_FETCH))
+            place = leaf + (substream_id & (1 << split) - 1) * CD_SIZE
+        place = self._physical(place, stage_2, access, address)
+        cd = ContextDescriptor.from_bytes(self._load(place, access, EventType.F_CD_FETCH))
         if self.fetched:
-            self.fetched("CD", access, address, cd)
-        regime = self._decode(cd)
-        if regime is None:
-            raise configuration_fault(EventType.C_BAD_CD, access)
-        return regime
+            self.fetched("CD", access, place, cd)
+        stage_1 = decode_stage_1(cd, ste, self._features, e2h=self.e2h)
+        if stage_1 is None:
+            raise self._refuse(EventType.C_BAD_CD, access, substream_id)
+        return stage_1
 
-    def _decode(self, cd: ContextDescriptor) -> Regime | None:
-        """The regime of `cd`, None when it is invalid or ILLEGAL (5.4.2)."""
-        if (
-            not cd.valid
-            or not cd.aa64  # IDR0.TTF: no AArch32 tables
-            or not cd.a  # IDR0.TERM_MODEL is 1
-            or cd.s  # IDR0.STALL_MODEL is 1
-            or cd.ha  # IDR0.HTTU is 0
-            or cd.hd
-            or (cd.endi and not (cd.epd0 and cd.epd1))  # IDR0.TTENDIAN: little-endian only
-        ):
-            return None
-        # IPS above OAS, and the reserved value, behave as OAS (5.4).
-        own = ADDRESS_SIZES[cd.ips] if cd.ips < len(ADDRESS_SIZES) else 64
-        output_bits = min(own, self._features.output_address_bits)
-        halves = []
-        for epd, tsz, granule, ttb, tbi in (
-            (cd.epd0, cd.t0sz, TG0_GRANULES.get(cd.tg0), cd.ttb0, cd.tbi0),
-            (cd.epd1, cd.t1sz, TG1_GRANULES.get(cd.tg1), cd.ttb1, cd.tbi1),
-        ):
-            if epd:
-                granule, tsz = 12, 16
-            elif (
-                granule not in self._features.granules or not 16 <= tsz <= 39 or ttb >> output_bits
-            ):
-                return None
-            assert granule is not None
-            levels = -(-(64 - tsz - granule) // (granule - 3))
-            entries = 1 << (64 - tsz - granule - (levels - 1) * (granule - 3))
-            vmid = 0  # IDR0.S2P is 0
-            halves.append(
-                TableBase(
-                    # Aligned to the size of the first table, its lower bits are ignored (5.4).
-                    address=_aligned(ttb, max(16, entries * 8)),
-                    input_bits=64 - tsz,
-                    granule=granule,
-                    enabled=not epd,
-                    top_byte_ignored=tbi,
-                    tag=Tag(StreamWorld.NS_EL1, vmid, cd.asid, granule),
-                    global_tag=Tag(StreamWorld.NS_EL1, vmid, GLOBAL, granule),
-                )
-            )
-        return Regime(
-            low=halves[0],
-            high=halves[1],
-            output_bits=output_bits,
-            access_flag_faults=not cd.affd,
-            write_implies_execute_never=cd.wxn,
-            privileged_access_never=cd.pan,
-            record_faults=cd.r,
-        )
+    def _physical(self, place: int, stage_2: Stage2 | None, access: Access, address: int) -> int:
+        """Where a part of a CD table lies: its pointers are IPAs when there is a stage 2 (3.4)."""
+        if stage_2 is None:
+            return place
+        try:
+            return self._walker.ipa_to_pa(stage_2, place, access, address, FaultClass.CD)
+        except Fault as fault:
+            raise as_configured(fault, stage_2) from None
+
+
+_WORKING = frozenset(
+    {SteConfig.BYPASS, SteConfig.S1_TRANSLATE, SteConfig.S2_TRANSLATE, SteConfig.NESTED}
+)

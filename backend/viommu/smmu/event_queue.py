@@ -1,6 +1,6 @@
 """The event queue: records in guest RAM, overflow, loss (IHI 0070, 7.2 and 7.4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from viommu.layouts.records import EVENT_RECORD_SIZE, EventRecord
 from viommu.layouts.registers import QUEUE_OVERFLOW, GlobalError
@@ -26,46 +26,82 @@ class EventQueue:
     ) -> None:
         self.ring = Ring(EVENT_RECORD_SIZE, features.event_queue_log2)
         self.enabled = False
+        self._pending: list[EventRecord] = []
+        self._last = (-1, 0)  # the position behind the last record, and its value
         self._memory = memory
         self._tracer = tracer
         self._raise_error = raise_error
         self._error_active = error_active
         self._interrupt = interrupt
 
-    def record(self, record: EventRecord) -> None:
+    def reset(self) -> None:
+        """As after reset: nothing queued, nothing pending."""
+        self.ring.reset()
+        self.enabled = False
+        self._pending.clear()
+        self._last = (-1, 0)
+
+    def record(self, record: EventRecord, *, merge: bool = False) -> None:
         """Write `record`, or lose it as 7.2 and 7.4 prescribe.
+
+        With `merge`, one that says the same as the last record, which software has not read yet, is left out (7.3.1).
 
         The interrupt is triggered with every record, not only when the queue was empty: a choice that spares software
         the race between its last look and its write of EVENTQ_CONS.
         """
+        if record.stall:
+            self._pending.append(record)
+            self.flush()
+        elif not (merge and not self.ring.empty and self._last == (self.ring.prod, record.value)):
+            self._write(record)
+
+    def flush(self) -> None:
+        """Write the records of stalled transactions that found no room: they are never lost (7.4)."""
+        while self._pending and self._has_room:
+            if not self._write(self._pending.pop(0)):
+                return
+
+    def forget(self, stags: Iterable[int]) -> None:
+        """The transactions of these STAGs have ended: their records need not be written any more."""
+        gone = set(stags)
+        self._pending = [record for record in self._pending if record.stag not in gone]
+
+    @property
+    def _has_room(self) -> bool:
+        return (
+            self.enabled
+            and not self.ring.full
+            and not self._error_active(GlobalError.EVENTQ_ABT_ERR)
+        )
+
+    def _write(self, record: EventRecord) -> bool:
         ring = self.ring
         if not self.enabled:
-            self._lost(record, "EVENTQEN is 0")
-            return
+            return self._lost(record, "EVENTQEN is 0")
         if self._error_active(GlobalError.EVENTQ_ABT_ERR):
-            self._lost(record, "EVENTQ_ABT_ERR is active")
-            return
+            return self._lost(record, "EVENTQ_ABT_ERR is active")
         if ring.full:
             if not (ring.prod ^ ring.cons) & QUEUE_OVERFLOW:
                 ring.prod ^= QUEUE_OVERFLOW
-            self._lost(record, "the queue is full")
-            return
+            return self._lost(record, "the queue is full")
         try:
             self._memory.write(ring.address(ring.prod), record.to_bytes())
         except BusError:
             # The record is lost and PROD stays: a choice (7.2 leaves it open).
             self._raise_error(GlobalError.EVENTQ_ABT_ERR)
-            self._lost(record, "the queue is not in memory")
-            return
+            return self._lost(record, "the queue is not in memory")
         index = ring.prod & (1 << ring.log2size) - 1
         ring.prod = ring.after(ring.prod)
+        self._last = ring.prod, record.value
         if self._tracer:
             self._tracer.emit(EventRecorded(_name(record), record.stream_id, index, str(record)))
         self._interrupt()
+        return True
 
-    def _lost(self, record: EventRecord, why: str) -> None:
+    def _lost(self, record: EventRecord, why: str) -> bool:
         if self._tracer:
             self._tracer.emit(EventLost(_name(record), record.stream_id, why))
+        return False
 
 
 def _name(record: EventRecord) -> str:

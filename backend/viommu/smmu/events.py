@@ -82,6 +82,16 @@ class Aborted(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TransactionHeld(Event):
+    """The transaction at `iova` was stalled under `stag`, for the fault `event`."""
+
+    stream_id: int
+    iova: int
+    stag: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventRecorded(Event):
     """A record was written to the event queue."""
 

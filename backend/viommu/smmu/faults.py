@@ -1,4 +1,4 @@
-"""How a transaction ends badly: with an event record, or in silence."""
+"""How a transaction ends badly: with an event record, or in silence; at once, or after it stalled."""
 
 from typing import NamedTuple
 
@@ -15,12 +15,28 @@ class Access(NamedTuple):
     instruction: bool = False
 
 
-class Fault(Exception):
-    """A transaction is terminated. `record` is what goes to the event queue; None is an abort without an event."""
+class Stalled:
+    """One stalled transaction. `resolution` is None until software answers."""
 
-    def __init__(self, record: EventRecord | None) -> None:
+    __slots__ = ("access", "address", "record", "resolution", "stag")
+
+    def __init__(self, access: Access, address: int, stag: int, record: EventRecord) -> None:
+        self.access, self.address, self.stag, self.record = access, address, stag, record
+        self.resolution: str | None = None
+        """`retry`, or `abort`."""
+
+
+class Fault(Exception):
+    """A transaction cannot go on. `record` is what goes to the event queue; None is an abort without an event.
+
+    With `stall` the transaction waits for software's answer; with `merge` (STE.MEV) the record may stand for several.
+    """
+
+    def __init__(self, record: EventRecord | None, *, stall: bool = False) -> None:
         super().__init__("abort without an event" if record is None else str(record))
         self.record = record
+        self.stall = stall
+        self.merge = False
 
 
 class TransactionAborted(Exception):
@@ -55,8 +71,14 @@ def translation_fault(
     address: int,
     fault_class: FaultClass = FaultClass.IN,
     fetch_addr: int = 0,
+    *,
+    stage_2: bool = False,
+    ipa: int = 0,
 ) -> Fault:
-    """A fault of stage 1 translation (7.3.12 to 7.3.16). `address` is the input address, as it came."""
+    """A fault of translation (7.3.12 to 7.3.16). `address` is the input address, as it came.
+
+    `ipa` is what stage 2 could not translate; its bits 51:12 are recorded. `fetch_addr` is for F_WALK_EABT.
+    """
     return Fault(
         EventRecord(
             event=event,
@@ -67,8 +89,17 @@ def translation_fault(
             # A write is never an instruction access (13.1.1).
             ind=access.instruction and not access.write,
             rnw=not access.write,
+            s2=stage_2,
             fault_class=fault_class,
             address=address,
-            fetch_addr=fetch_addr & ~7,
+            fetch_addr=ipa & (1 << 52) - (1 << 12) if ipa else fetch_addr & ~7,
         )
     )
+
+
+class TransactionStalled(Exception):
+    """The client device waits: `stalled.resolution` becomes `retry` or `abort` when software has answered."""
+
+    def __init__(self, stalled: Stalled) -> None:
+        super().__init__(f"stream {stalled.access.stream_id:#x}: stalled at {stalled.address:#x}")
+        self.stalled = stalled

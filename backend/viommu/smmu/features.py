@@ -1,16 +1,19 @@
-"""What this SMMU implements, and hence what its ID registers say."""
+"""What this SMMU implements, and hence what its ID registers say: a profile chooses of what the model can do."""
 
 from dataclasses import dataclass
 
 from viommu.layouts.registers import ADDRESS_SIZES, Idr0, Idr1, Idr3, Idr5
 
+STALL_MODELS = {"both": 0, "terminate": 1, "stall": 2}
+"""IDR0.STALL_MODEL by name: either, faults always terminate, faults always stall where they can."""
+
 
 @dataclass(frozen=True)
 class Features:
-    """The sizes a run may choose. Everything that is not here is fixed by what the model can do.
+    """One profile. Widths are in bits, queue sizes in log2 of entries, granules in log2 of bytes.
 
-    `stream_id_bits` and `substream_id_bits` are widths, `command_queue_log2` and `event_queue_log2` the largest queues
-    in log2 of entries, `output_address_bits` one of the sizes of IDR5.OAS. Without `msi` all interrupts are wired.
+    `httu` is 0, 1 (access flag) or 2 (and dirty state). `caching` is a behaviour and no ID bit: `none` forgets after
+    every transaction, `normal` keeps what was used, `hostile` keeps and fetches ahead whatever the architecture allows.
     """
 
     stream_id_bits: int = 16
@@ -18,49 +21,100 @@ class Features:
     command_queue_log2: int = 13
     event_queue_log2: int = 12
     output_address_bits: int = 48
+    stage_1: bool = True
+    stage_2: bool = True
+    hyp: bool = True
+    granules: tuple[int, ...] = (12, 14, 16)
+    asid_bits: int = 16
+    vmid_bits: int = 16
     msi: bool = True
+    two_level_streams: bool = True
+    two_level_contexts: bool = True
+    httu: int = 2
+    stall_model: str = "both"
+    stall_max: int = 64
+    hierarchical_disable: bool = True
+    stage_2_execute: bool = True
+    range_invalidation: bool = True
+    permission_overrides: bool = True
+    attribute_overrides: bool = True
+    caching: str = "normal"
 
     def __post_init__(self) -> None:
-        if self.output_address_bits not in ADDRESS_SIZES[:6]:
-            raise ValueError(f"output_address_bits: {self.output_address_bits} is no size of 32-48")
-        if not 0 <= self.stream_id_bits <= 32 or not 0 <= self.substream_id_bits <= 20:
-            raise ValueError("at most 32 StreamID bits and 20 SubstreamID bits exist")
-        if not 0 <= self.command_queue_log2 <= 19 or not 0 <= self.event_queue_log2 <= 19:
-            raise ValueError("a queue has at most 2^19 entries")
+        rules = (
+            (self.output_address_bits in ADDRESS_SIZES, f"output_address_bits is one of {ADDRESS_SIZES}"),
+            (0 <= self.stream_id_bits <= 32, "stream_id_bits is 0 to 32"),
+            (0 <= self.substream_id_bits <= 20, "substream_id_bits is 0 to 20"),
+            (0 <= self.command_queue_log2 <= 19, "command_queue_log2 is 0 to 19"),
+            (0 <= self.event_queue_log2 <= 19, "event_queue_log2 is 0 to 19"),
+            (self.stage_1 or self.stage_2, "stage_1 or stage_2 must be there"),
+            (bool(self.granules) and set(self.granules) <= {12, 14, 16}, "granules are of 12, 14, 16"),
+            (self.asid_bits in (8, 16) and self.vmid_bits in (8, 16), "asid_bits and vmid_bits are 8 or 16"),
+            (self.httu in (0, 1, 2), "httu is 0, 1 or 2"),
+            (self.stall_model in STALL_MODELS, f"stall_model is one of {', '.join(STALL_MODELS)}"),
+            (1 <= self.stall_max <= 0xFFFF, "stall_max is 1 to 65535"),
+            (self.caching in ("none", "normal", "hostile"), "caching is none, normal or hostile"),
+            (self.output_address_bits < 52 or 16 in self.granules, "52 address bits need the 64 KiB granule (16)"),
+        )  # fmt: skip
+        for holds, rule in rules:
+            if not holds:
+                raise ValueError(rule)
+
+    @property
+    def stalls(self) -> bool:
+        """A faulting transaction can stall."""
+        return self.stall_model != "terminate"
+
+    @property
+    def two_stages(self) -> bool:
+        """Stage 1 can be nested in stage 2."""
+        return self.stage_1 and self.stage_2
 
     def idr0(self) -> Idr0:
-        """Stage 1 only, AArch64 tables, little-endian, 2-level stream and CD tables, terminate model."""
+        """AArch64 tables, little-endian, coherent; a terminated transaction is an abort."""
         return Idr0(
-            s1p=True,
+            s1p=self.stage_1,
+            s2p=self.stage_2,
             ttf=2,
             cohacc=True,
-            asid16=True,
+            httu=self.httu,
+            hyp=self.hyp and self.stage_1,
+            asid16=self.asid_bits == 16,
+            vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,
-            cd2l=True,
+            cd2l=self.two_level_contexts,
             ttendian=2,
-            stall_model=1,
+            stall_model=STALL_MODELS[self.stall_model],
             term_model=True,
-            st_level=1,
+            st_level=int(self.two_level_streams),
         )
 
     def idr1(self) -> Idr1:
-        """The sizes."""
+        """The sizes, and which attributes an STE can override."""
         return Idr1(
             sidsize=self.stream_id_bits,
             ssidsize=self.substream_id_bits,
             eventqs=self.event_queue_log2,
             cmdqs=self.command_queue_log2,
+            attr_perms_ovr=self.permission_overrides,
+            attr_types_ovr=self.attribute_overrides,
         )
 
     def idr3(self) -> Idr3:
-        """None of the optional extensions."""
-        return Idr3()
+        """The extensions."""
+        return Idr3(
+            had=self.hierarchical_disable and self.stage_1,
+            xnx=self.stage_2_execute and self.stage_2,
+            ril=self.range_invalidation,
+        )
 
     def idr5(self) -> Idr5:
-        """The 4 KiB granule, and the output address size."""
-        return Idr5(gran4k=True, oas=ADDRESS_SIZES.index(self.output_address_bits))
-
-    @property
-    def granules(self) -> frozenset[int]:
-        """log2 of each translation granule."""
-        return frozenset({12})
+        """Granules, address sizes, and how many transactions can be stalled."""
+        return Idr5(
+            oas=ADDRESS_SIZES.index(self.output_address_bits),
+            gran4k=12 in self.granules,
+            gran16k=14 in self.granules,
+            gran64k=16 in self.granules,
+            vax=int(self.output_address_bits == 52),
+            stall_max=self.stall_max if self.stalls else 0,
+        )

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 
 from viommu.layouts.bitfields import Layout
-from viommu.layouts.commands import Opcode, StreamCommand
-from viommu.layouts.records import EventType
 from viommu.layouts.registers import (
     COMMAND_ERROR_SHIFT,
     PAGE_1,
@@ -24,20 +22,18 @@ from viommu.layouts.registers import (
 )
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.barrier import InFlight
+from viommu.smmu.command_effects import CommandEffects
 from viommu.smmu.command_queue import CommandQueue
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.event_queue import EventQueue
-from viommu.smmu.events import (
-    Aborted,
-    GlobalErrorRaised,
-    RegisterAccess,
-    StructureFetched,
-    Translated,
-)
-from viommu.smmu.faults import Access, Fault, TransactionAborted
+from viommu.smmu.events import GlobalErrorRaised, RegisterAccess
+from viommu.smmu.faults import Access
 from viommu.smmu.features import Features
+from viommu.smmu.stall import StallTable
 from viommu.smmu.tlb import Tlb
+from viommu.smmu.transactions import Transactions
 from viommu.smmu.translation import Translation, Translator
+from viommu.smmu.walk import Walker
 from viommu.trace import Tracer
 
 _WORD = 0xFFFF_FFFF
@@ -76,35 +72,54 @@ class Smmu:
         tracer: Tracer | None = None,
         interrupt: Callable[[], object] = lambda: None,
     ) -> None:
-        self.features = features or Features()
-        self.tracer = tracer if tracer is not None else Tracer()
+        self.features = features = features or Features()
+        self.tracer = tracer = tracer if tracer is not None else Tracer()
         self.in_flight = InFlight()
         self.tlb = Tlb()
-        self.configuration = Configuration(memory, self.features)
+        self.stalls = StallTable(features.stall_max)
+        walker = Walker(
+            memory,
+            self.tlb,
+            wide=features.output_address_bits == 52,
+            execute_never_2=features.stage_2_execute,
+        )
+        self.configuration = Configuration(memory, features, walker)
         self._memory = memory
         self.interrupt = interrupt
         self.events = EventQueue(
             memory,
-            self.features,
-            self.tracer,
+            features,
+            tracer,
             raise_error=self._raise_error,
             error_active=self._error_active,
             interrupt=self._event_interrupt,
         )
-        self.commands = CommandQueue(
-            memory,
-            self.features,
-            self.tracer,
+        translator = Translator(memory, self.configuration, self.tlb, walker, features)
+        self.transactions = Transactions(
+            self.configuration,
+            translator,
+            self.events,
+            self.in_flight,
+            self.stalls,
+            tracer,
+            records_bad_stream=lambda: Cr2(self._registers.get(Register.CR2, 0)).recinvsid,
+        )
+        effects = CommandEffects(
+            features,
             self.configuration,
             self.tlb,
+            self.stalls,
+            prefetch=self.transactions.prefetch,
+        )
+        self.commands = CommandQueue(
+            memory,
+            features,
+            tracer,
+            effects,
             self.in_flight,
             raise_error=self._raise_error,
             interrupt=self._pulse,
-            prefetch=self._prefetch,
             settled=self._settle_cr0,
-        )
-        self._translator = Translator(
-            memory, self.configuration, self.tlb, self.features.output_address_bits
         )
         self.reset()
 
@@ -120,12 +135,13 @@ class Smmu:
         self.in_flight.forget_waiters()
         self.tlb.invalidate_all()
         self.configuration.invalidate_all()
+        self.configuration.e2h = False
         self.configuration.base = StrtabBase()
         self.configuration.base_cfg = StrtabBaseCfg()
         self.commands.reset()
-        self.events.ring.reset()
-        self.events.enabled = False
-        self._enabled = False
+        self.events.reset()
+        self.stalls.terminate_all()
+        self.transactions.enabled = self.transactions.global_abort = False
         self._draining = self._drain_again = False
 
     # Registers
@@ -219,7 +235,8 @@ class Smmu:
                 old = registers.get(Register.CR1, 0)
                 registers[Register.CR1] = value & _CR1 & ~keep | old & keep
             case Register.CR2 if not cr0:
-                registers[Register.CR2] = value & _CR2
+                registers[Register.CR2] = value & (_CR2 | int(self.features.hyp))
+                self.configuration.e2h = Cr2(registers[Register.CR2]).e2h
             case Register.GBPA:
                 self._write_gbpa(value)
             case Register.IRQ_CTRL:
@@ -255,6 +272,7 @@ class Smmu:
                 self.events.ring.prod = value & (0xF_FFFF | QUEUE_OVERFLOW)
             case Register.EVENTQ_CONS:
                 self.events.ring.cons = value & (0xF_FFFF | QUEUE_OVERFLOW)
+                self.events.flush()
             case _:
                 pass  # read-only, reserved or not writable now
 
@@ -282,14 +300,17 @@ class Smmu:
         cr0 = Cr0(value)
         self.events.enabled = cr0.eventqen
         self.commands.enabled = cr0.cmdqen
-        if self._enabled and not cr0.smmuen:
+        if self.transactions.enabled and not cr0.smmuen:
+            # What is stalled ends in an abort: nobody can answer it any more (3.12.2: a choice).
+            self.events.forget(stalled.stag for stalled in self.stalls.terminate_all())
             # The acknowledgement comes when the transactions that were translated are done. One waiter is enough,
             # however often software changes its mind.
             self._drain_again = self._draining
             if not self._draining:
                 self._draining = True
                 self.in_flight.when_done(self._drained)
-        self._enabled = cr0.smmuen
+        self.transactions.enabled = cr0.smmuen
+        self.events.flush()
         self._settle_cr0()
         self.step()
 
@@ -317,6 +338,7 @@ class Smmu:
         if not value & update or registers[Register.GBPA] & update:
             return
         registers[Register.GBPA] = value & _GBPA | update
+        self.transactions.global_abort = Gbpa(value & _GBPA).abort
 
         def updated() -> None:
             registers[Register.GBPA] &= ~update
@@ -350,6 +372,7 @@ class Smmu:
         if self.commands.stopped and not self._error_active(GlobalError.CMDQ_ERR):
             self.commands.stopped = False
             self.step()
+        self.events.flush()
 
     def _pulse(self) -> None:
         self.interrupt()
@@ -361,7 +384,7 @@ class Smmu:
     def _signal(self, cfg0: int, on_abort: GlobalError) -> None:
         """The MSI that is configured at `cfg0`, or else the wired interrupt."""
         address = self._registers.get(cfg0, 0)
-        if not address:
+        if not address or not self.features.msi:
             self.interrupt()
             return
         try:
@@ -383,79 +406,12 @@ class Smmu:
         return self.commands.busy
 
     def translate(self, access: Access, iova: int, size: int) -> Translation:
-        """Translate `size` bytes from `iova`, or as many as go through before the first fault.
-
-        The transaction is in flight from here until `retire`. Raises `TransactionAborted` when the first byte does not
-        go through; the event is recorded then.
-        """
-        try:
-            translation = self._route(access, iova, size)
-        except Fault as fault:
-            record = fault.record
-            if self.tracer:
-                name = None if record is None else record.event.name
-                self.tracer.emit(
-                    Aborted(access.stream_id, access.substream_id, iova, access.write, name)
-                )
-            if record is not None and self._records(record.event):
-                self.events.record(record)
-            raise TransactionAborted(access, iova, record) from None
-        self.in_flight.add(translation)
-        if self.tracer:
-            self.tracer.emit(
-                Translated(
-                    access.stream_id,
-                    access.substream_id,
-                    iova,
-                    translation.size,
-                    access.write,
-                    len(translation.runs) // 2,
-                    translation.runs[0],
-                )
-            )
-        return translation
+        """See `Transactions.translate`."""
+        return self.transactions.translate(access, iova, size)
 
     def retire(self, translation: Translation) -> None:
         """The transaction is done: its bytes moved, or it was given up."""
         self.in_flight.retire(translation)
-
-    def _records(self, event: EventType) -> bool:
-        # C_BAD_STREAMID only on request (6.3.12).
-        return (
-            event != EventType.C_BAD_STREAMID or Cr2(self._registers.get(Register.CR2, 0)).recinvsid
-        )
-
-    def _route(self, access: Access, iova: int, size: int) -> Translation:
-        if self._enabled:
-            self.configuration.fetched = self._fetched if self.tracer else None
-            return self._translator.translate(access, iova, size)
-        if Gbpa(self._registers[Register.GBPA]).abort:
-            raise Fault(None)
-        try:
-            return self._translator.bypass(access, iova, size)
-        except Fault:
-            raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
-
-    def _fetched(self, structure: str, access: Access, address: int, content: object) -> None:
-        self.tracer.emit(
-            StructureFetched(
-                structure, access.stream_id, access.substream_id, address, str(content)
-            )
-        )
-
-    def _prefetch(self, command: StreamCommand) -> None:
-        """Fill the caches; a fault on the way is nobody's business (4.2)."""
-        substream_id = command.substream_id if command.ssv else None
-        access = Access(command.stream_id, substream_id, privileged=True)
-        if not self._enabled:
-            return
-        try:
-            if command.opcode == Opcode.CMD_PREFETCH_ADDR:
-                self._translator.translate(access, command.value >> 64 & ~0xFFF, 1)
-            else:
-                self.configuration.lookup(access)
-        except Fault:
-            pass
 
 
 def _register_name(offset: int) -> str:

@@ -3,15 +3,21 @@
 Pages are kept in rows: one row holds, as slots (see `viommu.hot`), what one last-level table can map, so that a run
 of pages is looked up and moved at once. Blocks are kept one by one. The model forgets an entry when a command says so
 or when it is full; it never notices by itself that a table changed, so a missing invalidation shows.
+
+Translations of stage 1, and of both stages together, are kept under their input address and ASID; translations of
+stage 2 alone under the IPA and `STAGE_2`.
 """
 
 from array import array
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from viommu.layouts.tables import StreamWorld
 
 GLOBAL = -1
 """The ASID under which global entries are kept."""
+STAGE_2 = -2
+"""The ASID under which translations of IPAs are kept."""
 
 VALID = 1 << 0
 PRIV_READ = 1 << 1
@@ -20,6 +26,10 @@ PRIV_EXECUTE = 1 << 3
 USER_READ = 1 << 4
 USER_WRITE = 1 << 5
 USER_EXECUTE = 1 << 6
+CLEAN = 1 << 7
+"""A write that the slot forbids is allowed to make the descriptor dirty: walk again before refusing it (HTTU)."""
+DEVICE = 1 << 8
+"""Stage 2 says Device memory."""
 """Flags of a slot, below the address."""
 
 FLAGS = (1 << 12) - 1
@@ -27,38 +37,38 @@ _BLOCK_WEIGHT = 32
 # A block in a dict takes about as much memory as this many slots.
 KEY_MASK = (1 << 56) - 1
 """Addresses are told apart by bits 55:0: what is above is the sign, or a tag that TBI ignores."""
-
-
-def _block_shifts(granule: int) -> tuple[int, int]:
-    """log2 of the bytes that a block of level 2, and of level 1, maps."""
-    stride = granule - 3
-    return granule + stride, granule + 2 * stride
+_PAGE_SHIFTS = (12, 14, 16)
 
 
 class Tag(NamedTuple):
-    """What a translation belongs to. `granule` is log2 of bytes."""
+    """What a translation belongs to."""
 
     world: StreamWorld
     vmid: int
     asid: int
-    granule: int
 
 
-class Block(NamedTuple):
-    """One entry that maps 2^shift bytes; its slot's low address bits are 0."""
+class Entry(NamedTuple):
+    """A mapping of 2^shift bytes by one slot, whose address bits below `shift` are 0."""
 
     shift: int
     slot: int
 
 
-class Space:
-    """The entries of one tag."""
+class _Space:
+    """The entries of one tag: rows by page size and place, blocks by size and place."""
 
-    __slots__ = ("blocks", "rows")
+    __slots__ = ("blocks", "page_shifts", "rows")
 
     def __init__(self) -> None:
-        self.rows: dict[int, array[int]] = {}
+        self.rows: dict[tuple[int, int], array[int]] = {}
         self.blocks: dict[tuple[int, int], int] = {}
+        # The page sizes that rows have had; one, but for odd guests.
+        self.page_shifts: tuple[int, ...] = ()
+
+    def weight(self) -> int:
+        rows = sum(len(row) for row in self.rows.values())
+        return rows + len(self.blocks) * _BLOCK_WEIGHT
 
 
 class Tlb:
@@ -67,7 +77,7 @@ class Tlb:
     def __init__(self, capacity: int = 1 << 20) -> None:
         self._capacity = capacity
         self._used = 0
-        self._spaces: dict[Tag, Space] = {}
+        self._spaces: dict[Tag, _Space] = {}
 
     def __len__(self) -> int:
         """The number of valid entries."""
@@ -76,44 +86,82 @@ class Tlb:
             for space in self._spaces.values()
         )
 
-    def row(self, tag: Tag, address: int) -> "array[int] | None":
-        """The row of `tag` that covers `address`, if there is one."""
+    # Look-up and insertion
+
+    def row(self, tag: Tag, address: int) -> "tuple[int, array[int]] | None":
+        """The row of `tag` that has a page at `address`, with log2 of its page size."""
         space = self._spaces.get(tag)
         if space is None:
             return None
-        return space.rows.get((address & KEY_MASK) >> (2 * tag.granule - 3))
+        address &= KEY_MASK
+        for shift in space.page_shifts:
+            row = space.rows.get((shift, address >> (2 * shift - 3)))
+            if row is not None and row[address >> shift & len(row) - 1]:
+                return shift, row
+        return None
 
-    def row_for_filling(self, tag: Tag, address: int) -> "array[int]":
-        """The row of `tag` that covers `address`, made when it is missing."""
-        row = self.row(tag, address)
-        if row is None:
-            entries = 1 << (tag.granule - 3)
-            self._make_room(entries)
-            row = array("Q", bytes(entries * 8))
-            space = self._spaces.setdefault(tag, Space())
-            space.rows[(address & KEY_MASK) >> (2 * tag.granule - 3)] = row
-        return row
-
-    def block(self, tag: Tag, address: int) -> Block | None:
+    def block(self, tag: Tag, address: int) -> Entry | None:
         """The block of `tag` that covers `address`, if there is one."""
         space = self._spaces.get(tag)
         if space is None or not space.blocks:
             return None
         address &= KEY_MASK
-        for shift in _block_shifts(tag.granule):
+        for shift in _BLOCK_SHIFTS:
             slot = space.blocks.get((shift, address >> shift))
             if slot is not None:
-                return Block(shift, slot)
+                return Entry(shift, slot)
         return None
 
-    def insert_block(self, tag: Tag, address: int, block: Block) -> None:
-        """Remember that `block` maps what `address` lies in."""
+    def find(self, tag: Tag, address: int) -> Entry | None:
+        """The entry of `tag` that maps `address`, page or block."""
+        found = self.row(tag, address)
+        if found is None:
+            return self.block(tag, address)
+        shift, row = found
+        return Entry(shift, row[(address & KEY_MASK) >> shift & len(row) - 1])
+
+    def insert(self, tag: Tag, address: int, entry: Entry) -> "array[int] | None":
+        """Remember that `entry` maps what `address` lies in. Returns the row when it is a page."""
+        address &= KEY_MASK
+        if entry.shift not in _PAGE_SHIFTS:
+            self._insert_block(tag, (entry.shift, address >> entry.shift), entry.slot)
+            return None
+        key = entry.shift, address >> (2 * entry.shift - 3)
+        space = self._spaces.get(tag)
+        row = None if space is None else space.rows.get(key)
+        if row is None:
+            entries = 1 << (entry.shift - 3)
+            self._make_room(entries)
+            row = array("Q", bytes(entries * 8))
+            space = self._spaces.setdefault(tag, _Space())
+            space.rows[key] = row
+            if entry.shift not in space.page_shifts:
+                space.page_shifts += (entry.shift,)
+        row[address >> entry.shift & len(row) - 1] = entry.slot
+        return row
+
+    def _insert_block(self, tag: Tag, key: tuple[int, int], slot: int) -> None:
         self._make_room(_BLOCK_WEIGHT)
-        space = self._spaces.setdefault(tag, Space())
-        key = block.shift, (address & KEY_MASK) >> block.shift
+        space = self._spaces.setdefault(tag, _Space())
         if key in space.blocks:
             self._used -= _BLOCK_WEIGHT
-        space.blocks[key] = block.slot
+        space.blocks[key] = slot
+
+    def forget(self, tag: Tag, address: int) -> None:
+        """Drop the entry of `tag` that maps `address`."""
+        space = self._spaces.get(tag)
+        if space is not None:
+            self._forget(space, address & KEY_MASK)
+
+    def _forget(self, space: _Space, address: int) -> None:
+        for shift in space.page_shifts:
+            row = space.rows.get((shift, address >> (2 * shift - 3)))
+            if row is not None:
+                row[address >> shift & len(row) - 1] = 0
+        if space.blocks:
+            for shift in _BLOCK_SHIFTS:
+                if space.blocks.pop((shift, address >> shift), None) is not None:
+                    self._used -= _BLOCK_WEIGHT
 
     def _make_room(self, entries: int) -> None:
         # Evicting is always allowed: oldest space first.
@@ -122,40 +170,87 @@ class Tlb:
         self._used += entries
 
     def _drop(self, tag: Tag) -> None:
-        space = self._spaces.pop(tag)
-        self._used -= len(space.blocks) * _BLOCK_WEIGHT
-        self._used -= len(space.rows) << (tag.granule - 3)
+        self._used -= self._spaces.pop(tag).weight()
+
+    # Invalidation
 
     def invalidate_all(self) -> None:
-        """CMD_TLBI_NSNH_ALL, and reset."""
+        """Everything: reset."""
         self._spaces.clear()
         self._used = 0
 
-    def invalidate_vmid(self, world: StreamWorld, vmid: int) -> None:
-        """CMD_TLBI_NH_ALL: every stage 1 entry of the VMID, global ones too."""
-        for tag in [t for t in self._spaces if t.world is world and t.vmid == vmid]:
+    def invalidate_world(self, world: StreamWorld) -> None:
+        """Every entry of a StreamWorld, of both stages (CMD_TLBI_NSNH_ALL, CMD_TLBI_EL2_ALL)."""
+        for tag in [t for t in self._spaces if t.world is world]:
             self._drop(tag)
 
+    def invalidate_vmid(self, world: StreamWorld, vmid: int, *, stage_2: bool = False) -> None:
+        """Every stage 1 entry of the VMID, global ones too (CMD_TLBI_NH_ALL).
+
+        With `stage_2` those of stage 2 as well (CMD_TLBI_S12_VMALL).
+        """
+        for tag in [t for t in self._spaces if t.world is world and t.vmid == vmid]:
+            if stage_2 or tag.asid != STAGE_2:
+                self._drop(tag)
+
     def invalidate_asid(self, world: StreamWorld, vmid: int, asid: int) -> None:
-        """CMD_TLBI_NH_ASID: every entry of the ASID that is not global."""
-        for tag in [t for t in self._spaces if t[:3] == (world, vmid, asid)]:
+        """Every entry of the ASID that is not global (CMD_TLBI_NH_ASID)."""
+        tag = Tag(world, vmid, asid)
+        if tag in self._spaces:
             self._drop(tag)
+
+    def invalidate_range(
+        self, world: StreamWorld, vmid: int, asid: int | None, address: int, size: int
+    ) -> None:
+        """The entries that map any byte of a range (CMD_TLBI_NH_VA, _VAA, _S2_IPA and those of EL2).
+
+        With an ASID, global entries too; `asid` None is every ASID. `STAGE_2` is for IPAs, and leaves entries of both
+        stages alone, as the architecture allows.
+        """
+        first = address & KEY_MASK
+        last = min(first + size - 1, KEY_MASK)
+        for tag, space in list(self._of(world, vmid, asid)):
+            for key, row in space.rows.items():
+                _clear(key, row, first, last)
+            for shift, place in list(space.blocks):
+                if place << shift <= last and first <= (place + 1 << shift) - 1:
+                    del space.blocks[shift, place]
+                    self._used -= _BLOCK_WEIGHT
+            if not space.blocks and not space.rows:
+                del self._spaces[tag]
 
     def invalidate_address(
         self, world: StreamWorld, vmid: int, asid: int | None, address: int
     ) -> None:
-        """CMD_TLBI_NH_VA, and with no `asid` CMD_TLBI_NH_VAA: the entries that map `address`, global ones too."""
-        address &= KEY_MASK
-        for tag, space in list(self._spaces.items()):
-            if tag.world is not world or tag.vmid != vmid:
-                continue
-            if asid is not None and tag.asid not in (asid, GLOBAL):
-                continue
-            row = space.rows.get(address >> (2 * tag.granule - 3))
-            if row is not None:
-                row[address >> tag.granule & len(row) - 1] = 0
-            for shift in _block_shifts(tag.granule):
-                if space.blocks.pop((shift, address >> shift), None) is not None:
-                    self._used -= _BLOCK_WEIGHT
+        """`invalidate_range` of the entries that map one byte."""
+        for tag, space in list(self._of(world, vmid, asid)):
+            self._forget(space, address & KEY_MASK)
             if not space.blocks and not space.rows:
                 del self._spaces[tag]
+
+    def _of(self, world: StreamWorld, vmid: int, asid: int | None) -> Iterator[tuple[Tag, _Space]]:
+        for tag, space in self._spaces.items():
+            if tag.world is not world or tag.vmid != vmid:
+                continue
+            if tag.asid == STAGE_2 or asid == STAGE_2:
+                wanted = tag.asid == asid
+            else:
+                wanted = asid is None or tag.asid in (asid, GLOBAL)
+            if wanted:
+                yield tag, space
+
+
+def _clear(key: tuple[int, int], row: "array[int]", first: int, last: int) -> None:
+    """Empty the slots of a row that map a byte from `first` to `last`."""
+    shift, place = key
+    start = place << (2 * shift - 3)
+    low = max(first - start, 0) >> shift
+    high = min((last - start >> shift) + 1, len(row))
+    if low < high:
+        row[low:high] = array("Q", bytes(8 * (high - low)))
+
+
+_BLOCK_SHIFTS = tuple(
+    sorted({granule + levels * (granule - 3) for granule in _PAGE_SHIFTS for levels in (1, 2)})
+)
+"""log2 of the bytes that a block of level 2, and of level 1, maps, for every granule."""

@@ -1,14 +1,16 @@
-"""A transaction's way through the SMMU: configuration, TLB, walk, permissions (IHI 0070, 3.3.3 and 3.4)."""
+"""A transaction's way through the SMMU: configuration, TLB, walks, permissions (IHI 0070, 3.3.3 and 3.4)."""
 
 from array import array
 
 from viommu import hot
-from viommu.layouts.records import EventType
+from viommu.layouts.records import EventType, FaultClass
 from viommu.memory import BusError, GuestMemory
-from viommu.smmu.configuration import Bypass, Configuration
+from viommu.smmu.configuration import Configuration
+from viommu.smmu.context import Stage2, StreamContext, as_configured
 from viommu.smmu.faults import Access, Fault, translation_fault
-from viommu.smmu.tlb import Block, Tlb
-from viommu.smmu.walk import Leaf, Regime, TableBase, needed_flags, select_base, walk
+from viommu.smmu.features import Features
+from viommu.smmu.tlb import CLEAN, Entry, Tlb
+from viommu.smmu.walk import Leaf, Walker, needed_flags, select_base
 
 MAX_RANGE = 1 << 21
 """The most bytes that one translation covers."""
@@ -24,19 +26,23 @@ class Translation:
 
 
 class Translator:
-    """Translates ranges with the caches that it owns. It raises `Fault` and records nothing."""
+    """Translates ranges with the caches that it is given. It raises `Fault` and records nothing."""
 
     def __init__(
         self,
         memory: GuestMemory,
         configuration: Configuration,
         tlb: Tlb,
-        output_address_bits: int,
+        walker: Walker,
+        features: Features,
     ) -> None:
         self._memory = memory
         self._configuration = configuration
         self._tlb = tlb
-        self._output_address_bits = output_address_bits
+        self._walker = walker
+        self._output_address_bits = features.output_address_bits
+        self._ahead = features.caching == "hostile"
+        self._forgetful = features.caching == "none"
 
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """Translate `size` bytes from `iova`, or as many as go through before the first fault.
@@ -44,18 +50,24 @@ class Translator:
         Raises `Fault` when not even the first byte does. The rest of a range is a transaction of its own: its fault is
         raised, and recorded, when somebody asks for it.
         """
+        if self._forgetful:
+            self._configuration.invalidate_all()
+            self._tlb.invalidate_all()
         size = min(size, MAX_RANGE, (1 << 64) - iova)
-        regime = self._configuration.lookup(access)
-        if regime is Bypass:
+        access, context = self._configuration.lookup(access, iova)
+        if context is None:
             return self.bypass(access, iova, size)
         runs: array[int] = array("Q")
         done = 0
         try:
             while done < size:
-                done += self._translate_some(regime, access, iova + done, size - done, runs)
+                done += self._translate_some(context, access, iova + done, size - done, runs)
         except Fault as fault:
             if not done:
-                raise (fault if regime.record_faults else _unrecorded(fault)) from None
+                stage = context.stage_2 if fault.record and fault.record.s2 else context.stage_1
+                fault = as_configured(fault, stage)
+                fault.merge = context.merges
+                raise fault from None
         return Translation(access, iova, runs, done)
 
     def bypass(self, access: Access, iova: int, size: int) -> Translation:
@@ -67,108 +79,134 @@ class Translator:
         return Translation(access, iova, array("Q", (iova, size)), size)
 
     def _translate_some(
-        self, regime: Regime, access: Access, address: int, size: int, runs: "array[int]"
+        self, context: StreamContext, access: Access, address: int, size: int, runs: "array[int]"
     ) -> int:
         """Cover part of the range with one row of pages or one block; returns its bytes."""
-        base = select_base(regime, access, address)
+        stage_1 = context.stage_1
+        base = None if stage_1 is None else select_base(stage_1, access, address)
         need = needed_flags(access)
-        granule = base.granule
-        for tag in (base.tag, base.global_tag):
-            row = self._tlb.row(tag, address)
-            if row is not None:
-                first = address >> granule & len(row) - 1
-                if row[first]:
-                    return self._collect(row, first, granule, need, access, address, size, runs)
+        for tag in context.tags:
+            found = self._tlb.row(tag, address)
+            if found is not None:
+                shift, row = found
+                covered = _collect(row, shift, need, address, size, runs)
+                if covered:
+                    return covered
+                self._refuse(context, row[address >> shift & len(row) - 1], access, address)
+                self._tlb.forget(tag, address)
             block = self._tlb.block(tag, address)
             if block is not None:
-                return _use_block(block, need, access, address, size, runs)
-        return self._fill(regime, base, need, access, address, size, runs)
-
-    def _collect(
-        self,
-        row: "array[int]",
-        first: int,
-        granule: int,
-        need: int,
-        access: Access,
-        address: int,
-        size: int,
-        runs: "array[int]",
-    ) -> int:
-        offset = address & (1 << granule) - 1
-        wanted = (offset + size + (1 << granule) - 1) >> granule
-        count = min(len(row) - first, wanted)
-        covered = hot.collect(row, first, count, need, granule, offset, size, runs)
+                covered = _use(block, need, address, size, runs)
+                if covered:
+                    return covered
+                self._refuse(context, block.slot, access, address)
+                self._tlb.forget(tag, address)
+        if stage_1 is None:
+            assert context.stage_2 is not None
+            leaf = self._walker.stage_2(
+                context.stage_2, address, access, address, FaultClass.IN, alone=True
+            )
+        else:
+            assert base is not None
+            leaf = self._walker.stage_1(stage_1, context.stage_2, base, access, address)
+            if context.stage_2 is not None:
+                leaf = self._through_stage_2(context.stage_2, leaf, access, address)
+        covered = self._keep(context, leaf, need, address, size, runs)
         if not covered:
-            raise translation_fault(EventType.F_PERMISSION, access, address)
+            raise translation_fault(
+                EventType.F_PERMISSION, access, address, stage_2=stage_1 is None,
+                ipa=address if stage_1 is None else 0,
+            )  # fmt: skip
         return covered
 
-    def _fill(
+    def _refuse(self, context: StreamContext, slot: int, access: Access, address: int) -> None:
+        """Raise the permission fault of a cached entry, if the entry alone can tell that it is one."""
+        if slot & CLEAN and access.write:
+            return  # the write may make it dirty
+        if context.stage_2 is None:
+            raise translation_fault(EventType.F_PERMISSION, access, address)
+        if context.stage_1 is None:
+            raise translation_fault(
+                EventType.F_PERMISSION, access, address, stage_2=True, ipa=address
+            )
+        # Whose permission it is, of stage 1 or 2, and at which IPA, only a walk knows.
+
+    def _through_stage_2(self, stage_2: Stage2, leaf: Leaf, access: Access, address: int) -> Leaf:
+        """The combination of a leaf of stage 1 with what stage 2 makes of its output."""
+        shift, slot = leaf.entry
+        ipa = slot & _OUTPUT & -(1 << shift) | address & (1 << shift) - 1
+        need = needed_flags(access)
+        inner = self._tlb.find(stage_2.tag, ipa)
+        if inner is None or inner.slot & need != need:
+            inner = self._walker.stage_2(stage_2, ipa, access, address, FaultClass.IN).entry
+            self._tlb.insert(stage_2.tag, ipa, inner)
+        smaller = min(shift, inner.shift)
+        output = inner.slot & _OUTPUT & -(1 << inner.shift) | ipa & (1 << inner.shift) - 1
+        flags = slot & inner.slot & _FLAGS | (slot | inner.slot) & CLEAN
+        return leaf._replace(entry=Entry(smaller, output & -(1 << smaller) | flags), mask=0)
+
+    def _keep(
         self,
-        regime: Regime,
-        base: TableBase,
+        context: StreamContext,
+        leaf: Leaf,
         need: int,
-        access: Access,
         address: int,
         size: int,
         runs: "array[int]",
     ) -> int:
-        leaf = walk(self._memory, regime, base, access, address)
-        tag = base.global_tag if leaf.is_global else base.tag
-        granule = base.granule
-        if leaf.shift > granule:
-            block = Block(leaf.shift, leaf.slot)
-            self._tlb.insert_block(tag, address, block)
-            return _use_block(block, need, access, address, size, runs)
-        row = self._tlb.row_for_filling(tag, address)
-        first = address >> granule & len(row) - 1
-        row[first] = leaf.slot
-        # The neighbours in the same table that say the same come along, as far as the range goes.
-        last = first + ((address & (1 << granule) - 1) + size - 1 >> granule)
-        count = min(len(row) - 1, last) - first + 1
-        if count > 1:
-            self._fill_neighbours(row, leaf, first + 1, count - 1, granule)
-        return self._collect(row, first, granule, need, access, address, size, runs)
+        """Cache what a walk found, and its neighbours as far as they are wanted; cover what they map."""
+        is_global = leaf.is_global and context.stage_1 is not None
+        tag = context.global_tag if is_global else context.tag
+        row = self._tlb.insert(tag, address, leaf.entry)
+        shift = leaf.entry.shift
+        if row is None:
+            return _use(leaf.entry, need, address, size, runs)
+        if leaf.mask:
+            first = address >> shift & len(row) - 1
+            count = len(row) - first
+            if not self._ahead:
+                count = min(count, ((address & (1 << shift) - 1) + size - 1 >> shift) + 1)
+            if count > 1:
+                self._fill(row, leaf, first + 1, count - 1)
+        return _collect(row, shift, need, address, size, runs)
 
-    def _fill_neighbours(
-        self, row: "array[int]", leaf: Leaf, first: int, count: int, granule: int
-    ) -> None:
-        page = (1 << granule) - 1
+    def _fill(self, row: "array[int]", leaf: Leaf, first: int, count: int) -> None:
+        page = (1 << leaf.entry.shift) - 1
         try:
             descriptors = self._memory.view(leaf.table, len(row) * 8).cast("Q")
         except BusError:
             return  # a table across two regions: each page is walked on its own
+        # What is above bit 47 is not where the descriptor has it: neighbours share it.
+        shared = leaf.entry.slot & (page | _ABOVE_48)
         try:
             hot.fill(
-                descriptors,
-                row,
-                first,
-                count,
-                leaf.mask,
-                leaf.expected,
-                hot.ADDRESS_MASK >> 4 & ~page,
-                leaf.slot & page,
+                descriptors, row, first, count, leaf.mask, leaf.expected, _BELOW_48 & ~page, shared
             )
         finally:
             descriptors.release()
 
 
-def _unrecorded(fault: Fault) -> Fault:
-    """What CD.R = 0 makes of a fault: the four of translation proper lose their record, no other does (5.4)."""
-    record = fault.record
-    if record is not None and EventType.F_TRANSLATION <= record.event <= EventType.F_PERMISSION:
-        return Fault(None)
-    return fault
+_OUTPUT = (1 << 52) - (1 << 12)
+_FLAGS = (1 << 12) - 1
+_BELOW_48 = (1 << 48) - 1
+_ABOVE_48 = (1 << 52) - (1 << 48)
 
 
-def _use_block(
-    block: Block, need: int, access: Access, address: int, size: int, runs: "array[int]"
+def _collect(
+    row: "array[int]", shift: int, need: int, address: int, size: int, runs: "array[int]"
 ) -> int:
-    if block.slot & need != need:
-        raise translation_fault(EventType.F_PERMISSION, access, address)
-    inside = (1 << block.shift) - 1
+    offset = address & (1 << shift) - 1
+    first = address >> shift & len(row) - 1
+    count = min(len(row) - first, (offset + size - 1 >> shift) + 1)
+    return hot.collect(row, first, count, need, shift, offset, size, runs)
+
+
+def _use(entry: Entry, need: int, address: int, size: int, runs: "array[int]") -> int:
+    if entry.slot & need != need:
+        return 0
+    inside = (1 << entry.shift) - 1
     part = min(size, inside + 1 - (address & inside))
-    start = (block.slot & hot.ADDRESS_MASK & ~inside) | address & inside
+    start = entry.slot & _OUTPUT & ~inside | address & inside
     if runs and runs[-2] + runs[-1] == start:
         runs[-1] += part
     else:

@@ -1,0 +1,169 @@
+"""What each command does, but for CMD_SYNC (IHI 0070, 4.2 to 4.6)."""
+
+from collections.abc import Callable
+
+from viommu.layouts.commands import (
+    CFGI_ALL_RANGE,
+    Command,
+    Opcode,
+    ResumeCommand,
+    StreamCommand,
+    TlbiCommand,
+)
+from viommu.layouts.tables import StreamWorld
+from viommu.smmu.configuration import Configuration
+from viommu.smmu.features import Features
+from viommu.smmu.stall import StallTable
+from viommu.smmu.tlb import STAGE_2, Tlb
+
+_EL1, _EL2 = StreamWorld.NS_EL1, StreamWorld.EL2
+_PAGE = 1 << 12
+_RANGE_GRANULES = {1: 12, 2: 14, 3: 16}
+# log2 of the granule by TG of a TLBI; 0 is no range (4.4.1.1).
+
+_ALWAYS = frozenset(
+    {
+        Opcode.CMD_PREFETCH_CONFIG,
+        Opcode.CMD_PREFETCH_ADDR,
+        Opcode.CMD_CFGI_STE,
+        Opcode.CMD_CFGI_STE_RANGE,
+        Opcode.CMD_CFGI_CD,
+        Opcode.CMD_CFGI_CD_ALL,
+        Opcode.CMD_TLBI_NSNH_ALL,
+    }
+)
+_OF_STAGE_1 = frozenset(
+    {
+        Opcode.CMD_TLBI_NH_ALL,
+        Opcode.CMD_TLBI_NH_ASID,
+        Opcode.CMD_TLBI_NH_VA,
+        Opcode.CMD_TLBI_NH_VAA,
+    }
+)
+_OF_STAGE_2 = frozenset({Opcode.CMD_TLBI_S12_VMALL, Opcode.CMD_TLBI_S2_IPA})
+_OF_EL2 = frozenset(
+    {
+        Opcode.CMD_TLBI_EL2_ALL,
+        Opcode.CMD_TLBI_EL2_ASID,
+        Opcode.CMD_TLBI_EL2_VA,
+        Opcode.CMD_TLBI_EL2_VAA,
+    }
+)
+_OF_STALLS = frozenset({Opcode.CMD_RESUME, Opcode.CMD_STALL_TERM})
+
+
+class CommandEffects:
+    """Applies commands to the caches and to stalled transactions."""
+
+    def __init__(
+        self,
+        features: Features,
+        configuration: Configuration,
+        tlb: Tlb,
+        stalls: StallTable,
+        *,
+        prefetch: Callable[[StreamCommand], None],
+    ) -> None:
+        self._configuration = configuration
+        self._tlb = tlb
+        self._stalls = stalls
+        self._prefetch = prefetch
+        self._ranges = features.range_invalidation
+        self._asid_mask = (1 << features.asid_bits) - 1
+        # Without a stage 2 there is one VMID, and the field is ignored (4.4).
+        self._vmid_mask = (1 << features.vmid_bits) - 1 if features.stage_2 else 0
+        self._legal = _ALWAYS
+        for implemented, opcodes in (
+            (features.stage_1, _OF_STAGE_1),
+            (features.stage_2, _OF_STAGE_2),
+            (features.hyp and features.stage_1, _OF_EL2),
+            (features.stalls, _OF_STALLS),
+        ):
+            if implemented:
+                self._legal |= opcodes
+        self.invalidated = False
+        """Something was invalidated since this was last cleared: a CMD_SYNC has to wait."""
+
+    def apply(self, command: Command) -> bool:
+        """The effect of `command`; False when it is ILLEGAL here."""
+        if command.opcode not in self._legal:
+            return False
+        if isinstance(command, TlbiCommand):
+            self._invalidate(command)
+            self.invalidated = True
+        elif isinstance(command, StreamCommand | ResumeCommand):
+            if command.ssec:  # secure streams are not ours to name (4.1.6)
+                return False
+            if isinstance(command, ResumeCommand):
+                self._answer(command)
+            else:
+                self._apply_to_stream(command)
+        return True
+
+    def _apply_to_stream(self, command: StreamCommand) -> None:
+        configuration, stream_id = self._configuration, command.stream_id
+        match command.opcode:
+            case Opcode.CMD_PREFETCH_CONFIG | Opcode.CMD_PREFETCH_ADDR:
+                self._prefetch(command)
+                return
+            case Opcode.CMD_CFGI_STE:
+                configuration.invalidate_streams(stream_id)
+            case Opcode.CMD_CFGI_STE_RANGE if command.leaf_or_range == CFGI_ALL_RANGE:
+                configuration.invalidate_all()
+            case Opcode.CMD_CFGI_STE_RANGE:
+                configuration.invalidate_streams(stream_id, command.leaf_or_range + 1)
+            case Opcode.CMD_CFGI_CD:
+                configuration.invalidate_cd(stream_id, command.substream_id)
+            case _:
+                configuration.invalidate_cds(stream_id)
+        self.invalidated = True
+
+    def _answer(self, command: ResumeCommand) -> None:
+        """CMD_RESUME and CMD_STALL_TERM. IDR0.TERM_MODEL is 1: to terminate is to abort (4.6)."""
+        if command.opcode == Opcode.CMD_STALL_TERM:
+            self._stalls.terminate(command.stream_id)
+        else:
+            answer = "retry" if command.retry else "abort"
+            self._stalls.resume(command.stream_id, command.stag, answer)
+
+    def _invalidate(self, command: TlbiCommand) -> None:
+        tlb = self._tlb
+        asid, vmid = command.asid & self._asid_mask, command.vmid & self._vmid_mask
+        match command.opcode:
+            case Opcode.CMD_TLBI_NSNH_ALL:
+                tlb.invalidate_world(_EL1)
+            case Opcode.CMD_TLBI_NH_ALL:
+                tlb.invalidate_vmid(_EL1, vmid)
+            case Opcode.CMD_TLBI_S12_VMALL:
+                tlb.invalidate_vmid(_EL1, vmid, stage_2=True)
+            case Opcode.CMD_TLBI_NH_ASID:
+                tlb.invalidate_asid(_EL1, vmid, asid)
+            case Opcode.CMD_TLBI_NH_VA:
+                self._invalidate_addresses(_EL1, vmid, asid, command)
+            case Opcode.CMD_TLBI_NH_VAA:
+                self._invalidate_addresses(_EL1, vmid, None, command)
+            case Opcode.CMD_TLBI_S2_IPA:
+                self._invalidate_addresses(_EL1, vmid, STAGE_2, command)
+            case Opcode.CMD_TLBI_EL2_ALL:
+                tlb.invalidate_world(_EL2)
+            case Opcode.CMD_TLBI_EL2_ASID:
+                tlb.invalidate_asid(_EL2, 0, self._el2_asid(asid))
+            case Opcode.CMD_TLBI_EL2_VA:
+                self._invalidate_addresses(_EL2, 0, self._el2_asid(asid), command)
+            case _:
+                self._invalidate_addresses(_EL2, 0, None, command)
+
+    def _el2_asid(self, asid: int) -> int:
+        # There are ASIDs in EL2 only with E2H (4.4).
+        return asid if self._configuration.e2h else 0
+
+    def _invalidate_addresses(
+        self, world: StreamWorld, vmid: int, asid: int | None, command: TlbiCommand
+    ) -> None:
+        """One address, or with range invalidation (NUM + 1) × 2^SCALE granules of TG (4.4.1.1)."""
+        granule = _RANGE_GRANULES.get(command.tg) if self._ranges else None
+        if granule is None:
+            self._tlb.invalidate_address(world, vmid, asid, command.address)
+            return
+        size = (command.num + 1) << command.scale + granule
+        self._tlb.invalidate_range(world, vmid, asid, command.address, size)

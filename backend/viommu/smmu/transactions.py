@@ -1,0 +1,122 @@
+"""The SMMU as client devices see it: a transaction is translated, aborted or stalled (IHI 0070, 3.3 and 3.12)."""
+
+from collections.abc import Callable
+
+from viommu.layouts.commands import Opcode, StreamCommand
+from viommu.layouts.records import EventType
+from viommu.smmu.barrier import InFlight
+from viommu.smmu.configuration import Configuration
+from viommu.smmu.event_queue import EventQueue
+from viommu.smmu.events import Aborted, StructureFetched, TransactionHeld, Translated
+from viommu.smmu.faults import Access, Fault, TransactionAborted, TransactionStalled
+from viommu.smmu.stall import StallTable
+from viommu.smmu.translation import Translation, Translator
+from viommu.trace import Tracer
+
+
+class Transactions:
+    """Takes transactions while the registers say how: `enabled` is SMMUEN, `global_abort` is GBPA.ABORT."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        translator: Translator,
+        events: EventQueue,
+        in_flight: InFlight,
+        stalls: StallTable,
+        tracer: Tracer,
+        *,
+        records_bad_stream: Callable[[], bool],
+    ) -> None:
+        self.enabled = False
+        self.global_abort = False
+        self._configuration = configuration
+        self._translator = translator
+        self._events = events
+        self._in_flight = in_flight
+        self._stalls = stalls
+        self._tracer = tracer
+        self._records_bad_stream = records_bad_stream
+
+    def translate(self, access: Access, iova: int, size: int) -> Translation:
+        """Translate `size` bytes from `iova`, or as many as go through before the first fault.
+
+        The transaction is in flight from here until it is retired. Raises `TransactionAborted`, or
+        `TransactionStalled`, when the first byte does not go through; the event is recorded then.
+        """
+        try:
+            translation = self._route(access, iova, size)
+        except Fault as fault:
+            self._refuse(fault, access, iova)
+            raise TransactionAborted(access, iova, fault.record) from None
+        self._in_flight.add(translation)
+        if self._tracer:
+            self._tracer.emit(
+                Translated(
+                    access.stream_id,
+                    access.substream_id,
+                    iova,
+                    translation.size,
+                    access.write,
+                    len(translation.runs) // 2,
+                    translation.runs[0],
+                )
+            )
+        return translation
+
+    def _refuse(self, fault: Fault, access: Access, iova: int) -> None:
+        """Record what is to be recorded. Raises `TransactionStalled` when the transaction shall wait."""
+        record = fault.record
+        if fault.stall and record is not None:
+            stalled = self._stalls.add(access, iova, record)
+            if stalled is None:
+                raise TransactionStalled(self._stalls.queue(access, iova, record))
+            if self._tracer:
+                self._tracer.emit(
+                    TransactionHeld(access.stream_id, iova, stalled.stag, record.event.name)
+                )
+            self._events.record(record)
+            raise TransactionStalled(stalled)
+        if self._tracer:
+            name = None if record is None else record.event.name
+            self._tracer.emit(
+                Aborted(access.stream_id, access.substream_id, iova, access.write, name)
+            )
+        if record is None:
+            return
+        # C_BAD_STREAMID only on request (6.3.12).
+        if record.event != EventType.C_BAD_STREAMID or self._records_bad_stream():
+            self._events.record(record, merge=fault.merge)
+
+    def _route(self, access: Access, iova: int, size: int) -> Translation:
+        if self.enabled:
+            self._configuration.fetched = self._fetched if self._tracer else None
+            return self._translator.translate(access, iova, size)
+        if self.global_abort:
+            raise Fault(None)
+        try:
+            return self._translator.bypass(access, iova, size)
+        except Fault:
+            raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
+
+    def _fetched(self, structure: str, access: Access, address: int, content: object) -> None:
+        self._tracer.emit(
+            StructureFetched(
+                structure, access.stream_id, access.substream_id, address, str(content)
+            )
+        )
+
+    def prefetch(self, command: StreamCommand) -> None:
+        """Fill the caches; a fault on the way is nobody's business (4.2)."""
+        substream_id = command.substream_id if command.ssv else None
+        access = Access(command.stream_id, substream_id, privileged=True)
+        if not self.enabled:
+            return
+        address = command.value >> 64 & ~0xFFF
+        try:
+            if command.opcode == Opcode.CMD_PREFETCH_ADDR:
+                self._translator.translate(access, address, 1)
+            else:
+                self._configuration.lookup(access, 0)
+        except Fault:
+            pass
