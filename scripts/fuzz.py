@@ -7,7 +7,7 @@ may come out, guest memory outside the regions stays as it was, and what is in f
 import sys
 from contextlib import suppress
 
-import atheris  # type: ignore[import-not-found, unused-ignore]
+import atheris
 
 with atheris.instrument_imports(include=["viommu"]):
     from viommu.endpoints.port import DmaAttributes, DmaFault, DmaPort, DmaStalled, Transfer
@@ -71,7 +71,8 @@ class Session:
     def _near(self) -> int:
         """A word that points into RAM, with bits of its own below and above."""
         inside = TABLES + (self._data.ConsumeIntInRange(0, 31) << 10)
-        return inside | self._data.ConsumeIntInRange(0, 0xFFF) | self._word() << 52 & (1 << 64) - 1
+        low = int(self._data.ConsumeIntInRange(0, 0xFFF))
+        return int(inside) | low | self._word() << 52 & (1 << 64) - 1
 
     def _poke(self) -> None:
         place = self._data.ConsumeIntInRange(0, SIZE // 8 - 1) * 8
