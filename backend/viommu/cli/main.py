@@ -178,8 +178,12 @@ def boot(
                         command_line=append,
                     )
                 )
-            things = "/sys/kernel/iommu_groups /dev/vfio" if linux_driver else "/viommu/inside"
-            _err.print(f"Ctrl-] leaves the guest. Try: lspci; ls {things}", style="dim")
+            hint = (
+                "ls /sys/kernel/iommu_groups /dev/vfio"
+                if linux_driver
+                else "python3 /viommu/inside/raw.py attach linear"
+            )
+            _err.print(f"Ctrl-] leaves the guest. Try: {hint}", style="dim")
             try:
                 rig.guest.interact()
             except QemuExited as error:
