@@ -283,7 +283,8 @@ def as_configured(fault: Fault, stage: Stage1 | Stage2 | None) -> Fault:
     record = fault.record
     if record is None or not EventType.F_TRANSLATION <= record.event <= EventType.F_PERMISSION:
         return fault
-    assert stage is not None
+    if stage is None:
+        return fault  # of a stage 1 that is bypassed: nothing configures it
     if stage.stalls:
         return Fault(record, stall=True)
     return fault if stage.records else Fault(None)

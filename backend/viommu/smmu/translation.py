@@ -83,6 +83,9 @@ class Translator:
     ) -> int:
         """Cover part of the range with one row of pages or one block; returns its bytes."""
         stage_1 = context.stage_1
+        if stage_1 is None and address >> self._output_address_bits:
+            # Before the TLB, which does not keep that many bits: an IPA has no more than the IAS (3.4).
+            raise translation_fault(EventType.F_ADDR_SIZE, access, address)
         base = None if stage_1 is None else select_base(stage_1, access, address)
         need = needed_flags(access)
         for tag in context.tags:
