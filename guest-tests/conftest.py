@@ -25,9 +25,16 @@ INSIDE = Path(__file__).with_name("inside")
 GUESTS = pytest.StashKey[list[tuple[Guest, int]]]()
 
 
+GUEST_OPTIONS = {
+    "kernel": "a kernel image",
+    "modules": "its lib/modules/<release>",
+    "image": "a guest that `scripts/setup --guest` provided",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("guests")
-    for name, what in (("kernel", "a kernel image"), ("modules", "its lib/modules/<release>")):
+    for name, what in GUEST_OPTIONS.items():
         group.addoption(
             f"--guest-{name}",
             default=os.environ.get(f"VIOMMU_GUEST_{name.upper()}"),
@@ -103,8 +110,10 @@ def rig(shared_rig: Shared[Rig], request: pytest.FixtureRequest) -> Rig:
 @pytest.fixture(scope="session")
 def kernel(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The kernel that the user gave, as arguments of `Guest`; empty for the guest's own."""
-    named = {name: request.config.getoption(f"guest_{name}") for name in ("kernel", "modules")}
-    return {name: Path(path) for name, path in named.items() if path}
+    named = {name: request.config.getoption(f"guest_{name}") for name in GUEST_OPTIONS}
+    return {
+        name: value if name == "image" else Path(value) for name, value in named.items() if value
+    }
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def dma() -> dict[str, Json]:
             }
         )
     session.close()
-    return {"results": results}
+    return {"page": PAGE, "results": results}
 
 
 def unmap() -> dict[str, Json]:

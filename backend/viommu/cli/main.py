@@ -138,6 +138,9 @@ def boot(
     kernel: Annotated[
         Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
     ] = None,
+    guest: Annotated[
+        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
+    ] = None,
     initramfs: Annotated[
         Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)
     ] = None,
@@ -173,6 +176,7 @@ def boot(
                         linux_driver=linux_driver,
                         scripts=scripts_directory(),
                         kernel=kernel,
+                        image=guest,
                         initramfs=initramfs,
                         modules=modules,
                         command_line=append,
