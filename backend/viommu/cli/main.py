@@ -187,7 +187,7 @@ def boot(
                 if linux_driver
                 else "python3 /viommu/inside/raw.py attach linear"
             )
-            _err.print(f"Ctrl-] leaves the guest. Try: {hint}", style="dim")
+            _err.print(f"Ctrl-] leaves the guest. Try: {hint}", style="dim", highlight=False)
             try:
                 rig.guest.interact()
             except QemuExited as error:
