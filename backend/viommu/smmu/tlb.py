@@ -58,13 +58,15 @@ class Entry(NamedTuple):
 class _Space:
     """The entries of one tag: rows by page size and place, blocks by size and place."""
 
-    __slots__ = ("blocks", "page_shifts", "rows")
+    __slots__ = ("blocks", "page_shifts", "rows", "splits")
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], array[int]] = {}
         self.blocks: dict[tuple[int, int], int] = {}
         # The page sizes that rows have had; one, but for odd guests.
         self.page_shifts: tuple[int, ...] = ()
+        # Leaves of stage 1 that are kept in pieces, as stage 2 has them: log2 of bytes, and the place.
+        self.splits: set[tuple[int, int]] = set()
 
     def weight(self) -> int:
         rows = sum(len(row) for row in self.rows.values())
@@ -147,6 +149,15 @@ class Tlb:
             self._used -= _BLOCK_WEIGHT
         space.blocks[key] = slot
 
+    def note_split(self, tag: Tag, address: int, shift: int) -> None:
+        """What `tag` has of `address` is a piece of a leaf of 2^shift bytes: who invalidates any of it invalidates all.
+
+        Software invalidates a block by one address (DDI 0487, D8: TLB maintenance), however it is kept.
+        """
+        space = self._spaces.get(tag)
+        if space is not None:
+            space.splits.add((shift, (address & KEY_MASK) >> shift))
+
     def forget(self, tag: Tag, address: int) -> None:
         """Drop the entry of `tag` that maps `address`."""
         space = self._spaces.get(tag)
@@ -210,21 +221,28 @@ class Tlb:
         first = address & KEY_MASK
         last = min(first + size - 1, KEY_MASK)
         for tag, space in list(self._of(world, vmid, asid)):
-            for key, row in space.rows.items():
-                _clear(key, row, first, last)
-            for shift, place in list(space.blocks):
-                if place << shift <= last and first <= (place + 1 << shift) - 1:
-                    del space.blocks[shift, place]
-                    self._used -= _BLOCK_WEIGHT
+            self._clear_range(space, *_with_splits(space, first, last))
             if not space.blocks and not space.rows:
                 del self._spaces[tag]
+
+    def _clear_range(self, space: _Space, first: int, last: int) -> None:
+        for key, row in space.rows.items():
+            _clear(key, row, first, last)
+        for shift, place in list(space.blocks):
+            if place << shift <= last and first <= (place + 1 << shift) - 1:
+                del space.blocks[shift, place]
+                self._used -= _BLOCK_WEIGHT
 
     def invalidate_address(
         self, world: StreamWorld, vmid: int, asid: int | None, address: int
     ) -> None:
         """`invalidate_range` of the entries that map one byte."""
+        address &= KEY_MASK
         for tag, space in list(self._of(world, vmid, asid)):
-            self._forget(space, address & KEY_MASK)
+            if space.splits:
+                self._clear_range(space, *_with_splits(space, address, address))
+            else:
+                self._forget(space, address)
             if not space.blocks and not space.rows:
                 del self._spaces[tag]
 
@@ -238,6 +256,18 @@ class Tlb:
                 wanted = asid is None or tag.asid in (asid, GLOBAL)
             if wanted:
                 yield tag, space
+
+
+def _with_splits(space: _Space, first: int, last: int) -> tuple[int, int]:
+    """The range, made wide enough for every leaf that is kept in pieces and of which it has a byte."""
+    low, high = first, last
+    for shift, place in list(space.splits):
+        start = place << shift
+        end = start + (1 << shift) - 1
+        if start <= last and first <= end:
+            low, high = min(low, start), max(high, end)
+            space.splits.discard((shift, place))
+    return low, high
 
 
 def _clear(key: tuple[int, int], row: "array[int]", first: int, last: int) -> None:

@@ -146,7 +146,11 @@ class Translator:
         smaller = min(shift, inner.shift)
         output = inner.slot & _OUTPUT & -(1 << inner.shift) | ipa & (1 << inner.shift) - 1
         flags = slot & inner.slot & _FLAGS | (slot | inner.slot) & CLEAN
-        return leaf._replace(entry=Entry(smaller, output & -(1 << smaller) | flags), mask=0)
+        return leaf._replace(
+            entry=Entry(smaller, output & -(1 << smaller) | flags),
+            mask=0,
+            split_of=shift if smaller < shift else 0,
+        )
 
     def _keep(
         self,
@@ -161,6 +165,8 @@ class Translator:
         is_global = leaf.is_global and context.stage_1 is not None
         tag = context.global_tag if is_global else context.tag
         row = self._tlb.insert(tag, address, leaf.entry)
+        if leaf.split_of:
+            self._tlb.note_split(tag, address, leaf.split_of)
         shift = leaf.entry.shift
         if row is None:
             return _use(leaf.entry, need, address, size, runs)

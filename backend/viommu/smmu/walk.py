@@ -50,7 +50,7 @@ class Leaf(NamedTuple):
     """What a walk ends in. `entry` is what it maps, and how.
 
     For a page, `mask` and `expected` tell which of the neighbouring descriptors in `table`, a physical address, say
-    the same.
+    the same. `split_of` is log2 of the bytes that the leaf of stage 1 maps, when `entry` is less: a piece of it.
     """
 
     entry: Entry
@@ -58,6 +58,7 @@ class Leaf(NamedTuple):
     table: int
     mask: int
     expected: int
+    split_of: int = 0
 
 
 class _Changed(Exception):
