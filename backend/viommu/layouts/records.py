@@ -67,3 +67,21 @@ class EventRecord(Layout, size=EVENT_RECORD_SIZE):
     def ipa(self) -> int:
         """The intermediate physical address of a stage 2 fault, in units of a page: bits 51:12."""
         return self.fetch_addr & ~0xFFF
+
+
+class BadTranslationRequestRecord(Layout, size=EVENT_RECORD_SIZE):
+    """F_BAD_ATS_TREQ (7.3.6): `span` counts the smallest translation units that were asked for.
+
+    The four permissions lie where those of E_PAGE_REQUEST do (7.3.19), with PRIV below them: a choice.
+    """
+
+    event = bits(7, 0, kind=EventType)
+    ssv = bits(11, kind=bool)
+    substream_id = bits(31, 12)
+    stream_id = bits(63, 32)
+    priv = bits(96, kind=bool)
+    execute = bits(97, kind=bool)
+    write = bits(98, kind=bool)
+    read = bits(99, kind=bool)
+    span = bits(115, 108)
+    address = bits(191, 140, scale=4096)

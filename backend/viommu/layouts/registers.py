@@ -83,6 +83,7 @@ class Idr0(Layout, size=4):
     cd2l = bits(19, kind=bool)
     vatos = bits(20, kind=bool)
     ttendian = bits(22, 21)
+    atsrecerr = bits(23, kind=bool)
     stall_model = bits(25, 24)
     term_model = bits(26, kind=bool)
     st_level = bits(28, 27)
@@ -161,6 +162,7 @@ class Cr2(Layout, size=4):
     e2h = bits(0, kind=bool)
     recinvsid = bits(1, kind=bool)
     ptm = bits(2, kind=bool)
+    rec_cfg_ats = bits(3, kind=bool)
 
 
 class Gbpa(Layout, size=4):

@@ -3,6 +3,8 @@
 Pure: no socket, no clock, no QEMU. It imports `layouts`, `memory`, `trace` and `hot`, and nothing else of the project.
 """
 
+from viommu.smmu.ats import AtsStatus, TranslationCompletion
+from viommu.smmu.ats_port import AtsFunction, InvalidateRequest
 from viommu.smmu.faults import Access, Stalled, TransactionAborted, TransactionStalled
 from viommu.smmu.features import Features
 from viommu.smmu.model import Smmu
@@ -10,10 +12,14 @@ from viommu.smmu.translation import Translation
 
 __all__ = [
     "Access",
+    "AtsFunction",
+    "AtsStatus",
     "Features",
+    "InvalidateRequest",
     "Smmu",
     "Stalled",
     "TransactionAborted",
     "TransactionStalled",
     "Translation",
+    "TranslationCompletion",
 ]

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 from viommu.layouts.commands import (
+    ATC_INVALIDATE_ALL,
     CFGI_ALL_RANGE,
+    AtcInvalidateCommand,
     Command,
     Opcode,
     ResumeCommand,
@@ -11,6 +13,7 @@ from viommu.layouts.commands import (
     TlbiCommand,
 )
 from viommu.layouts.tables import StreamWorld
+from viommu.smmu.ats_port import AtsPort, InvalidateRequest
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.features import Features
 from viommu.smmu.stall import StallTable
@@ -49,6 +52,7 @@ _OF_EL2 = frozenset(
         Opcode.CMD_TLBI_EL2_VAA,
     }
 )
+_OF_ATS = frozenset({Opcode.CMD_ATC_INV})
 _OF_STALLS = frozenset({Opcode.CMD_RESUME, Opcode.CMD_STALL_TERM})
 
 
@@ -61,13 +65,18 @@ class CommandEffects:
         configuration: Configuration,
         tlb: Tlb,
         stalls: StallTable,
+        ats_port: AtsPort,
         *,
         prefetch: Callable[[StreamCommand], None],
+        enabled: Callable[[], bool],
     ) -> None:
         self._configuration = configuration
         self._tlb = tlb
         self._stalls = stalls
+        self._ats_port = ats_port
         self._prefetch = prefetch
+        self._enabled = enabled  # SMMUEN
+        self._substreams = bool(features.substream_id_bits)
         self._ranges = features.range_invalidation
         self._asid_mask = (1 << features.asid_bits) - 1
         # Without a stage 2 there is one VMID, and the field is ignored (4.4).
@@ -78,6 +87,7 @@ class CommandEffects:
             (features.stage_2, _OF_STAGE_2),
             (features.hyp and features.stage_1, _OF_EL2),
             (features.stalls, _OF_STALLS),
+            (features.ats, _OF_ATS),
         ):
             if implemented:
                 self._legal |= opcodes
@@ -91,6 +101,8 @@ class CommandEffects:
         if isinstance(command, TlbiCommand):
             self._invalidate(command)
             self.invalidated = True
+        elif isinstance(command, AtcInvalidateCommand):
+            return self._invalidate_atc(command)
         elif isinstance(command, StreamCommand | ResumeCommand):
             if command.ssec:  # secure streams are not ours to name (4.1.6)
                 return False
@@ -117,6 +129,30 @@ class CommandEffects:
             case _:
                 configuration.invalidate_cds(stream_id)
         self.invalidated = True
+
+    def holds(self, command: Command) -> bool:
+        """`command` cannot be sent before a function has answered an earlier one."""
+        return isinstance(command, AtcInvalidateCommand) and self._ats_port.full(command.stream_id)
+
+    def _invalidate_atc(self, command: AtcInvalidateCommand) -> bool:
+        """CMD_ATC_INV; a size above 52 is ILLEGAL: a choice. Ignored while SMMUEN is 0 (4.5.1)."""
+        if command.span_log2 > ATC_INVALIDATE_ALL:
+            return False
+        if self._enabled():
+            size = _PAGE << command.span_log2
+            # Without SubstreamIDs SSV behaves as 0: a choice.
+            ssv = command.ssv and self._substreams
+            self._ats_port.invalidate(
+                command.stream_id,
+                InvalidateRequest(
+                    command.substream_id if ssv else None,
+                    command.address & -size,
+                    size,
+                    ssv and command.global_,
+                ),
+            )
+            self.invalidated = True
+        return True
 
     def _answer(self, command: ResumeCommand) -> None:
         """CMD_RESUME and CMD_STALL_TERM. IDR0.TERM_MODEL is 1: to terminate is to abort (4.6)."""

@@ -12,6 +12,7 @@ from viommu.layouts.tables import (
     TG0_GRANULES,
     TG1_GRANULES,
     ContextDescriptor,
+    Eats,
     S1Format,
     SteConfig,
     StreamTableEntry,
@@ -133,9 +134,20 @@ def ste_illegal(ste: StreamTableEntry, features: Features) -> bool:
         own_world = ste.config == SteConfig.S1_TRANSLATE and features.hyp
         if own_world and int(ste.strw) not in _WORLDS:
             return True
+    if features.ats and _ats_illegal(ste):
+        return True
     if translates_stage_2(ste):
         return not features.stage_2 or decode_stage_2(ste, features) is None
     return False
+
+
+def _ats_illegal(ste: StreamTableEntry) -> bool:
+    """EATS, which is ignored where nothing translates: no ATS with a stage 2 that stalls, split only what is nested."""
+    if not (translates_stage_1(ste) or translates_stage_2(ste)):
+        return False
+    if ste.eats == Eats.SPLIT_STAGE:
+        return ste.config != SteConfig.NESTED or ste.s2_s
+    return ste.eats == Eats.FULL and translates_stage_2(ste) and ste.s2_s
 
 
 def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:

@@ -115,3 +115,33 @@ class GlobalErrorRaised(Event):
     """A bit of SMMU_GERROR became active."""
 
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationCompleted(Event):
+    """An ATS Translation Request was answered: its status, and of a success where and how much, with RWX."""
+
+    stream_id: int
+    substream_id: int | None
+    iova: int
+    status: str
+    address: int
+    size: int
+    permissions: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtcInvalidationSent(Event):
+    """A function was told to forget translations of `size` bytes from `address`."""
+
+    stream_id: int
+    substream_id: int | None
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtcInvalidationGivenUp(Event):
+    """A function did not answer an Invalidate Request in time."""
+
+    stream_id: int

@@ -38,6 +38,7 @@ class Features:
     range_invalidation: bool = True
     permission_overrides: bool = True
     attribute_overrides: bool = True
+    ats: bool = True
     caching: str = "normal"
 
     def __post_init__(self) -> None:
@@ -79,11 +80,13 @@ class Features:
             cohacc=True,
             httu=self.httu,
             hyp=self.hyp and self.stage_1,
+            ats=self.ats,
             asid16=self.asid_bits == 16,
             vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,
             cd2l=self.two_level_contexts,
             ttendian=2,
+            atsrecerr=self.ats,
             stall_model=STALL_MODELS[self.stall_model],
             term_model=True,
             st_level=int(self.two_level_streams),

@@ -1,5 +1,6 @@
 """The SMMU as software sees it: two register pages, and what each register does (IHI 0070, chapter 6)."""
 
+from array import array
 from collections.abc import Callable
 
 from viommu.layouts.bitfields import Layout
@@ -21,6 +22,8 @@ from viommu.layouts.registers import (
     StrtabBaseCfg,
 )
 from viommu.memory import BusError, GuestMemory
+from viommu.smmu.ats import Ats, TranslationCompletion
+from viommu.smmu.ats_port import AtsFunction, AtsPort
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.command_effects import CommandEffects
 from viommu.smmu.command_queue import CommandQueue
@@ -46,9 +49,11 @@ _ERRORS = int(
 )
 # Writable bits of each layout: its fields, less those whose feature is absent.
 _CR0 = Cr0(smmuen=True, eventqen=True, cmdqen=True).value
+_CR0_ATS = Cr0(atschk=True).value
 _CR1 = 0xFFF
 _CR1_QUEUE = 0x3F
 _CR2 = Cr2(recinvsid=True, ptm=True).value
+_CR2_ATS = Cr2(rec_cfg_ats=True).value
 _IRQ_CTRL = IrqCtrl(gerror_irqen=True, eventq_irqen=True).value
 _GBPA = Gbpa(memattr=15, mtcfg=True, alloccfg=15, shcfg=3, abort=True).value
 _GBPA_RESET = Gbpa(shcfg=1).value
@@ -104,12 +109,18 @@ class Smmu:
             tracer,
             records_bad_stream=lambda: Cr2(self._registers.get(Register.CR2, 0)).recinvsid,
         )
+        self.ats = Ats(
+            features, self.configuration, translator, self.events, self.in_flight, tracer
+        )
+        self.ats_port = AtsPort(tracer)
         effects = CommandEffects(
             features,
             self.configuration,
             self.tlb,
             self.stalls,
+            self.ats_port,
             prefetch=self.transactions.prefetch,
+            enabled=lambda: self.transactions.enabled,
         )
         self.commands = CommandQueue(
             memory,
@@ -117,6 +128,7 @@ class Smmu:
             tracer,
             effects,
             self.in_flight,
+            self.ats_port,
             raise_error=self._raise_error,
             interrupt=self._pulse,
             settled=self._settle_cr0,
@@ -133,6 +145,7 @@ class Smmu:
             Register.GBPA: _GBPA_RESET,
         }
         self.in_flight.forget_waiters()
+        self.ats_port.forget()
         self.tlb.invalidate_all()
         self.configuration.invalidate_all()
         self.configuration.e2h = False
@@ -142,6 +155,8 @@ class Smmu:
         self.events.reset()
         self.stalls.terminate_all()
         self.transactions.enabled = self.transactions.global_abort = False
+        self.ats.enabled = self.ats.checks = False
+        self.ats.records_errors = self.ats.records_bad_stream = False
         self._draining = self._drain_again = False
 
     # Registers
@@ -228,15 +243,14 @@ class Smmu:
         cr0 = self._requested(Cr0.smmuen.mask << Cr0.smmuen.low)
         match offset | PAGE_1 if offset in (0xA8, 0xAC) else offset:
             case Register.CR0:
-                self._write_cr0(value & _CR0)
+                self._write_cr0(value & (_CR0 | (_CR0_ATS if self.features.ats else 0)))
             case Register.CR1:
                 keep = _CR1_QUEUE if self.commands.active or self.events.enabled else 0
                 keep |= _CR1 & ~_CR1_QUEUE if cr0 else 0
                 old = registers.get(Register.CR1, 0)
                 registers[Register.CR1] = value & _CR1 & ~keep | old & keep
             case Register.CR2 if not cr0:
-                registers[Register.CR2] = value & (_CR2 | int(self.features.hyp))
-                self.configuration.e2h = Cr2(registers[Register.CR2]).e2h
+                self._write_cr2(value)
             case Register.GBPA:
                 self._write_gbpa(value)
             case Register.IRQ_CTRL:
@@ -309,10 +323,18 @@ class Smmu:
             if not self._draining:
                 self._draining = True
                 self.in_flight.when_done(self._drained)
-        self.transactions.enabled = cr0.smmuen
+        self.transactions.enabled = self.ats.enabled = cr0.smmuen
+        self.ats.checks = cr0.atschk
         self.events.flush()
         self._settle_cr0()
         self.step()
+
+    def _write_cr2(self, value: int) -> None:
+        writable = _CR2 | int(self.features.hyp) | (_CR2_ATS if self.features.ats else 0)
+        self._registers[Register.CR2] = value & writable
+        cr2 = Cr2(value & writable)
+        self.configuration.e2h = cr2.e2h
+        self.ats.records_errors, self.ats.records_bad_stream = cr2.rec_cfg_ats, cr2.recinvsid
 
     def _drained(self) -> None:
         if self._drain_again:
@@ -408,6 +430,24 @@ class Smmu:
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """See `Transactions.translate`."""
         return self.transactions.translate(access, iova, size)
+
+    def connect(self, stream_id: int, function: AtsFunction) -> None:
+        """`function` has an address translation cache, and is `stream_id`."""
+        self.ats_port.connect(stream_id, function)
+
+    def ats_translate(
+        self, access: Access, iova: int, span: int = 1, *, no_write: bool = False
+    ) -> TranslationCompletion:
+        """See `Ats.request`."""
+        return self.ats.request(access, iova, span, no_write=no_write)
+
+    def translated(self, access: Access, addresses: "array[int]") -> Translation:
+        """See `Ats.translated`."""
+        return self.ats.translated(access, addresses)
+
+    def give_up(self) -> int:
+        """See `AtsPort.give_up`: whoever has a clock calls it."""
+        return self.ats_port.give_up()
 
     def retire(self, translation: Translation) -> None:
         """The transaction is done: its bytes moved, or it was given up."""
