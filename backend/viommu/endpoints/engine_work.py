@@ -80,8 +80,9 @@ class EngineWork:
         self._held: DmaStalled | None = None
         substream_id = privileged.substreamid
         self._substream_id = None if substream_id == NO_SUBSTREAM_ID else substream_id
-        self._source = DmaAttributes(user.source_privileged, user.source_instruction)
-        self._sink = DmaAttributes(user.destination_privileged, user.destination_instruction)
+        ats = privileged.ats_enable
+        self._source = DmaAttributes(user.source_privileged, user.source_instruction, ats)
+        self._sink = DmaAttributes(user.destination_privileged, user.destination_instruction, ats)
         self._limit = min(PIECE, user.rate * RATE_UNIT or PIECE)
         longest = min(self._limit, user.end_incl - user.begin + 1) if user.stride == 1 else 8
         self._buffer = memoryview(bytearray(longest))

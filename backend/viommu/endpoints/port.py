@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
+from viommu.endpoints.ats import AtsRefused, AtsService
 from viommu.memory import Buffer, BusError, GuestMemory
 from viommu.smmu import (
     Access,
@@ -50,10 +51,14 @@ class DmaRefused(Event):
 
 
 class DmaAttributes(NamedTuple):
-    """What a transaction says of itself: privileged (PnU) and instruction (InD)."""
+    """What a transaction says of itself: privileged (PnU) and instruction (InD).
+
+    With `ats` it goes out Translated, if ATS is enabled in the function, else as ever.
+    """
 
     privileged: bool = False
     instruction: bool = False
+    ats: bool = False
 
 
 UNPRIVILEGED_DATA = DmaAttributes()
@@ -159,6 +164,8 @@ class DmaPort:
         self.memory = memory
         self.stream_id = stream_id
         self.bus_master = False
+        self.ats = None if smmu is None or not smmu.features.ats else AtsService(smmu, stream_id)
+        """The function's ATS, where the SMMU has it too."""
         self._smmu = smmu
         self._tracer = tracer if tracer is not None else Tracer()
 
@@ -187,11 +194,25 @@ class DmaPort:
             size = min(size, PORT_CHUNK)
             return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
         try:
+            if attributes.ats and self.ats is not None and self.ats.enabled:
+                return Transfer(self, self._translated(self._smmu, self.ats, access, iova, size))
             return Transfer(self, self._smmu.translate(access, iova, size))
+        except AtsRefused as refused:
+            raise self._refused(iova, write, str(refused)) from None
         except TransactionStalled as held:
             raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:
             raise self._refused(iova, write, str(aborted)) from None
+
+    def _translated(
+        self, smmu: Smmu, ats: AtsService, access: Access, iova: int, size: int
+    ) -> Translation:
+        """A Translated transaction, by what the function's cache has or gets."""
+        ranges = ats.resolve(access, iova, min(size, PORT_CHUNK))
+        translation = smmu.translated(access, ranges)
+        translation.access, translation.iova = access, iova
+        ats.hold(translation, iova)
+        return translation
 
     def move(self, translation: Translation, buffer: Buffer) -> None:
         """Move the bytes of one transaction; `Transfer` is how endpoints say it."""
@@ -221,6 +242,13 @@ class DmaPort:
         """The transaction is no longer in flight."""
         if self._smmu is not None:
             self._smmu.retire(translation)
+        if self.ats is not None:
+            self.ats.release(translation)
+
+    def reset(self) -> None:
+        """Function level reset, after the function's transfers have ended."""
+        if self.ats is not None:
+            self.ats.reset()
 
     def _refused(self, iova: int, write: bool, why: str, done: int = 0) -> DmaFault:
         if self._tracer:

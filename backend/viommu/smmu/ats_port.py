@@ -62,6 +62,11 @@ class AtsPort:
         """How many Invalidate Requests are not answered."""
         return len(self._outstanding)
 
+    @property
+    def oldest(self) -> object | None:
+        """What stands for the Invalidate Request that waits longest; None when all are answered."""
+        return next(iter(self._outstanding.values()), None)
+
     def connect(self, stream_id: int, function: AtsFunction) -> None:
         """`function` is what sends and receives as `stream_id`."""
         self._functions[stream_id] = function
