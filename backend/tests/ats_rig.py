@@ -11,6 +11,7 @@ from viommu.smmu import (
     Access,
     Features,
     InvalidateRequest,
+    PageResponse,
     TransactionAborted,
     TranslationCompletion,
 )
@@ -32,7 +33,11 @@ class Function:
     def __init__(self) -> None:
         self.requests: list[InvalidateRequest] = []
         self.pending: list[Callable[[], None]] = []
+        self.responses: list[PageResponse] = []
         self.at_once = True
+
+    def page_response(self, response: PageResponse) -> None:
+        self.responses.append(response)
 
     def invalidate(self, request: InvalidateRequest, complete: Callable[[], None]) -> None:
         self.requests.append(request)

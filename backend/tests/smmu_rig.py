@@ -69,6 +69,7 @@ STAGE_1 = Features(
     permission_overrides=False,
     attribute_overrides=False,
     ats=False,
+    pri=False,
 )
 """The least that a driver can live with: stage 1 with 4 KiB pages, and faults that terminate."""
 

@@ -193,6 +193,18 @@ LINUX: dict[type[Layout], Places] = {
         "fault_class": (1, 41, 40),
         "address": (2, 63, 0),
     },
+    records.PageRequestRecord: {
+        "stream_id": (0, 31, 0),
+        "substream_id": (0, 51, 32),
+        "privileged": (0, 58, 58),
+        "execute": (0, 59, 59),
+        "read": (0, 60, 60),
+        "write": (0, 61, 61),
+        "last": (0, 62, 62),
+        "ssv": (0, 63, 63),
+        "prg_index": (1, 8, 0),
+        "address": (1, 63, 12),
+    },
 }
 
 QEMU: dict[type[Layout], Places] = {
@@ -362,7 +374,9 @@ def test_register_offsets() -> None:
         "GERROR_IRQ_CFG2": 0x74, "STRTAB_BASE": 0x80, "STRTAB_BASE_CFG": 0x88,
         "CMDQ_BASE": 0x90, "CMDQ_PROD": 0x98, "CMDQ_CONS": 0x9C, "EVENTQ_BASE": 0xA0,
         "EVENTQ_PROD": 0x1_00A8, "EVENTQ_CONS": 0x1_00AC, "EVENTQ_IRQ_CFG0": 0xB0,
-        "EVENTQ_IRQ_CFG1": 0xB8, "EVENTQ_IRQ_CFG2": 0xBC,
+        "EVENTQ_IRQ_CFG1": 0xB8, "EVENTQ_IRQ_CFG2": 0xBC, "PRIQ_BASE": 0xC0,
+        "PRIQ_IRQ_CFG0": 0xD0, "PRIQ_IRQ_CFG1": 0xD8, "PRIQ_IRQ_CFG2": 0xDC,
+        "PRIQ_PROD": 0x1_00C8, "PRIQ_CONS": 0x1_00CC,
     }  # fmt: skip
     assert {register.name: int(register) for register in registers.Register} == expected
 
@@ -402,7 +416,7 @@ def test_other_encodings() -> None:
     assert values(tables.S1Format) == {"LINEAR": 0, "TWO_LEVEL_4K": 1, "TWO_LEVEL_64K": 2}
     assert values(tables.S1Default) == {"TERMINATE": 0, "BYPASS": 1, "SUBSTREAM_0": 2}
     assert values(tables.Eats) == {"DISABLED": 0, "FULL": 1, "SPLIT_STAGE": 2}
-    assert values(commands.PageResponse) == {
+    assert values(commands.PriResponse) == {
         "RESPONSE_FAILURE": 0, "INVALID_REQUEST": 1, "SUCCESS": 2
     }  # fmt: skip
     assert commands.ATC_INVALIDATE_ALL == 52

@@ -9,7 +9,7 @@ import logging
 import select
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
-from vfio_user import ClientLost, DmaRegion, PciDevice, ResetType
+from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
@@ -192,7 +192,8 @@ class _Function:
         body = header + 4
 
         def publish(offset: int, data: bytes) -> None:
-            self.device.config[body + offset : body + offset + len(data)] = data
+            with suppress(DeviceError):  # it is being closed, and nobody reads it any more
+                self.device.config[body + offset : body + offset + len(data)] = data
 
         capability.publish = publish
         return body

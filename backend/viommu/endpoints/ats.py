@@ -16,7 +16,15 @@ from typing import Final
 
 from viommu.endpoints.atc import AddressTranslationCache, CachedTranslation, Requester, concerns
 from viommu.endpoints.base import ExtendedCapability
-from viommu.smmu import Access, AtsStatus, InvalidateRequest, Smmu, Translation
+from viommu.endpoints.pri import GROUP, PageRequestGroup, PriService
+from viommu.smmu import (
+    Access,
+    AtsStatus,
+    InvalidateRequest,
+    PageResponse,
+    Smmu,
+    Translation,
+)
 
 ATS_CAPABILITY: Final = 0x0F
 ATS_ENABLE: Final = 1 << 15
@@ -52,6 +60,8 @@ class AtsService:
             struct.pack("<HH", 0, ATS_ENABLE | ATS_SMALLEST_UNIT),
             written=self._written,
         )
+        self.pri = PriService(smmu, stream_id) if smmu.features.pri else None
+        """PRI, where the SMMU has it too."""
         smmu.connect(stream_id, self)
 
     def _written(self, body: bytes) -> None:
@@ -65,6 +75,13 @@ class AtsService:
     def reset(self) -> None:
         """Function level reset: ATS is off. Transfers have ended before."""
         self._written(self.capability.body)
+        if self.pri is not None:
+            self.pri.reset()
+
+    @property
+    def capabilities(self) -> tuple[ExtendedCapability, ...]:
+        """What config space has of it."""
+        return (self.capability,) if self.pri is None else (self.capability, self.pri.capability)
 
     # Translation
 
@@ -91,6 +108,18 @@ class AtsService:
                 ranges.extend((target, part))
             address += part
         return ranges
+
+    def ask_for_pages(self, access: Access, iova: int, size: int) -> PageRequestGroup | None:
+        """Ask software for the pages of a transfer that has no access to the first; None when nobody can be asked."""
+        if self.pri is None:
+            return None
+        end = min(iova + size, 1 << 64, (iova & -(1 << 12)) + (GROUP << 12))
+        return self.pri.request(access, range(iova & -(1 << 12), end, 1 << 12))
+
+    def page_response(self, response: PageResponse) -> None:
+        """A PRG Response came."""
+        if self.pri is not None:
+            self.pri.respond(response)
 
     def _find(self, access: Access, iova: int) -> CachedTranslation:
         requester = _requester(access)

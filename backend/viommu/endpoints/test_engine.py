@@ -10,7 +10,7 @@ Registers
     over several frames acts on each. While a frame runs, both its halves ignore writes; only a reset
     stops it. Every access through PCI is non-secure, so SSD_NS reads 1 and stays. Frames from 64 on read 0
     (ENGINE_NO_FRAME) and ignore writes. At reset a frame is 0 but for `cmd` = ENGINE_HALTED, SSD_NS, and
-    `substreamid` = none. `streamid`, `msiattr` and PRI_ENABLE are kept and have no effect.
+    `substreamid` = none. `streamid` and `msiattr` are kept and have no effect.
 Misconfigured
     is also: a command that is none (ENGINE_ERROR and ENGINE_FRAME_MISCONFIGURED among them), a range that
     ends before it begins, a downstream port other than 0, more than 64 MiB to move, a destination past the
@@ -33,7 +33,9 @@ Errors
 ATS
     With ATS_ENABLE in the frame, and ATS Enable in the function's capability, transactions go out Translated, by
     translations that the function asks for and keeps. Without the second they go out untranslated. A request that is
-    refused, for want of permission or with UR or CA, is an abort.
+    refused, for want of permission or with UR or CA, is an abort. With PRI_ENABLE too, and PRI enabled in the function,
+    want of permission makes a page request of up to eight pages; the frame waits for the response and then tries again,
+    but aborts when that is not Success, or no page may be asked for.
 Interrupts
     come at the end of a command, complete or aborted, when msiaddress is 1: MSI-X vector `msidata`, or INTx
     when that is in use. uctrl.MSI_ABORTED is set when nobody listens or the vector is not below 64, and
@@ -134,8 +136,8 @@ class SmmuTestEngine:
 
     @property
     def capabilities(self) -> tuple[ExtendedCapability, ...]:
-        """ATS, where the SMMU has it."""
-        return () if self._port.ats is None else (self._port.ats.capability,)
+        """ATS and PRI, where the SMMU has them."""
+        return () if self._port.ats is None else self._port.ats.capabilities
 
     @property
     def busy(self) -> bool:

@@ -90,7 +90,7 @@ class AtcInvalidateCommand(Command):
     address = bits(127, 76, scale=4096)
 
 
-class PageResponse(IntEnum):
+class PriResponse(IntEnum):
     """CMD_PRI_RESP.Resp; 3 is ILLEGAL (4.5.2)."""
 
     RESPONSE_FAILURE = 0
@@ -105,7 +105,7 @@ class PriResponseCommand(Command):
     substream_id = bits(31, 12)
     stream_id = bits(63, 32)
     prg_index = bits(72, 64)
-    response = bits(77, 76, kind=PageResponse)
+    response = bits(77, 76, kind=PriResponse)
 
 
 class CompletionSignal(IntEnum):

@@ -85,3 +85,22 @@ class BadTranslationRequestRecord(Layout, size=EVENT_RECORD_SIZE):
     read = bits(99, kind=bool)
     span = bits(115, 108)
     address = bits(191, 140, scale=4096)
+
+
+PAGE_REQUEST_SIZE = 16
+"""Bytes of one entry of the PRI queue (8.2)."""
+
+
+class PageRequestRecord(Layout, size=PAGE_REQUEST_SIZE):
+    """A page request in the PRI queue (chapter 8)."""
+
+    stream_id = bits(31, 0)
+    substream_id = bits(51, 32)
+    privileged = bits(58, kind=bool)
+    execute = bits(59, kind=bool)
+    read = bits(60, kind=bool)
+    write = bits(61, kind=bool)
+    last = bits(62, kind=bool)
+    ssv = bits(63, kind=bool)
+    prg_index = bits(72, 64)
+    address = bits(127, 76, scale=4096)

@@ -8,6 +8,7 @@ from viommu.smmu.ats_port import AtsFunction, InvalidateRequest
 from viommu.smmu.faults import Access, Stalled, TransactionAborted, TransactionStalled
 from viommu.smmu.features import Features
 from viommu.smmu.model import Smmu
+from viommu.smmu.pri_queue import PageRequest, PageResponse, ResponseCode
 from viommu.smmu.translation import Translation
 
 __all__ = [
@@ -16,6 +17,9 @@ __all__ = [
     "AtsStatus",
     "Features",
     "InvalidateRequest",
+    "PageRequest",
+    "PageResponse",
+    "ResponseCode",
     "Smmu",
     "Stalled",
     "TransactionAborted",

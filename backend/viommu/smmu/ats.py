@@ -215,11 +215,13 @@ class Ats:
         # Without a record it is a fault of translation too, which STE or CD do not want to be recorded.
         if record is None or EventType.F_TRANSLATION <= record.event <= EventType.F_PERMISSION:
             return self._nothing(access)
-        if record.event != EventType.C_BAD_STREAMID or self.records_bad_stream:
-            self._record_error(record)
+        self.record_error(record)
         return TranslationCompletion(AtsStatus.COMPLETER_ABORT)
 
-    def _record_error(self, record: EventRecord) -> None:
+    def record_error(self, record: EventRecord) -> None:
+        """Record an error of configuration, if software wants it: 3.9.1.2, 8.1."""
+        if record.event == EventType.C_BAD_STREAMID and not self.records_bad_stream:
+            return
         if self.records_errors:
             self._events.record(record)
 

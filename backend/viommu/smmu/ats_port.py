@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.events import AtcInvalidationGivenUp, AtcInvalidationSent
+from viommu.smmu.pri_queue import PageResponse
 from viommu.trace import Tracer
 
 INVALIDATE_QUEUE_DEPTH = 32
@@ -35,6 +36,10 @@ class AtsFunction(Protocol):
 
         That may be at once, later, or never. Calling it twice does nothing.
         """
+        ...
+
+    def page_response(self, response: PageResponse) -> None:
+        """A page request group has its answer."""
         ...
 
 
@@ -93,6 +98,12 @@ class AtsPort:
     def _complete(self, invalidation: _Invalidation) -> None:
         if self._outstanding.pop(id(invalidation), None) is not None:
             self._waiting.retire(invalidation)
+
+    def respond(self, stream_id: int, response: PageResponse) -> None:
+        """Send a PRG Response, if there is somebody."""
+        function = self._functions.get(stream_id)
+        if function is not None:
+            function.page_response(response)
 
     def when_done(self, proceed: Callable[[], None]) -> int:
         """Call `proceed` when all that is outstanding now is answered or given up. Returns how many that are."""

@@ -8,6 +8,8 @@ from viommu.layouts.commands import (
     AtcInvalidateCommand,
     Command,
     Opcode,
+    PriResponse,
+    PriResponseCommand,
     ResumeCommand,
     StreamCommand,
     TlbiCommand,
@@ -16,6 +18,7 @@ from viommu.layouts.tables import StreamWorld
 from viommu.smmu.ats_port import AtsPort, InvalidateRequest
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.features import Features
+from viommu.smmu.pri_queue import PageRequestQueue, PageResponse, ResponseCode
 from viommu.smmu.stall import StallTable
 from viommu.smmu.tlb import STAGE_2, Tlb
 
@@ -23,6 +26,12 @@ _EL1, _EL2 = StreamWorld.NS_EL1, StreamWorld.EL2
 _PAGE = 1 << 12
 _RANGE_GRANULES = {1: 12, 2: 14, 3: 16}
 # log2 of the granule by TG of a TLBI; 0 is no range (4.4.1.1).
+
+_RESPONSES = {
+    PriResponse.RESPONSE_FAILURE: ResponseCode.RESPONSE_FAILURE,
+    PriResponse.INVALID_REQUEST: ResponseCode.INVALID_REQUEST,
+    PriResponse.SUCCESS: ResponseCode.SUCCESS,
+}
 
 _ALWAYS = frozenset(
     {
@@ -53,6 +62,7 @@ _OF_EL2 = frozenset(
     }
 )
 _OF_ATS = frozenset({Opcode.CMD_ATC_INV})
+_OF_PRI = frozenset({Opcode.CMD_PRI_RESP})
 _OF_STALLS = frozenset({Opcode.CMD_RESUME, Opcode.CMD_STALL_TERM})
 
 
@@ -66,6 +76,7 @@ class CommandEffects:
         tlb: Tlb,
         stalls: StallTable,
         ats_port: AtsPort,
+        page_requests: PageRequestQueue,
         *,
         prefetch: Callable[[StreamCommand], None],
         enabled: Callable[[], bool],
@@ -74,6 +85,7 @@ class CommandEffects:
         self._tlb = tlb
         self._stalls = stalls
         self._ats_port = ats_port
+        self._page_requests = page_requests
         self._prefetch = prefetch
         self._enabled = enabled  # SMMUEN
         self._substreams = bool(features.substream_id_bits)
@@ -88,6 +100,7 @@ class CommandEffects:
             (features.hyp and features.stage_1, _OF_EL2),
             (features.stalls, _OF_STALLS),
             (features.ats, _OF_ATS),
+            (features.pri, _OF_PRI),
         ):
             if implemented:
                 self._legal |= opcodes
@@ -103,6 +116,8 @@ class CommandEffects:
             self.invalidated = True
         elif isinstance(command, AtcInvalidateCommand):
             return self._invalidate_atc(command)
+        elif isinstance(command, PriResponseCommand):
+            return self._respond(command)
         elif isinstance(command, StreamCommand | ResumeCommand):
             if command.ssec:  # secure streams are not ours to name (4.1.6)
                 return False
@@ -152,6 +167,19 @@ class CommandEffects:
                 ),
             )
             self.invalidated = True
+        return True
+
+    def _respond(self, command: PriResponseCommand) -> bool:
+        """CMD_PRI_RESP, ignored while SMMUEN is 0 (4.5.2)."""
+        code = _RESPONSES.get(command.response)
+        if code is None:
+            return False
+        if self._enabled():
+            ssv = command.ssv and self._substreams
+            self._page_requests.send(
+                command.stream_id,
+                PageResponse(command.prg_index, code, command.substream_id if ssv else None),
+            )
         return True
 
     def _answer(self, command: ResumeCommand) -> None:

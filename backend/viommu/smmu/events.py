@@ -145,3 +145,25 @@ class AtcInvalidationGivenUp(Event):
     """A function did not answer an Invalidate Request in time."""
 
     stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequested(Event):
+    """A function sent a page request; `outcome` is `queued`, or why it was not."""
+
+    stream_id: int
+    substream_id: int | None
+    address: int
+    prg_index: int
+    last: bool
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageResponded(Event):
+    """A function was sent the response to a page request group, by software or automatically."""
+
+    stream_id: int
+    substream_id: int | None
+    prg_index: int
+    code: str

@@ -39,6 +39,7 @@ class Features:
     permission_overrides: bool = True
     attribute_overrides: bool = True
     ats: bool = True
+    pri: bool = True
     caching: str = "normal"
 
     def __post_init__(self) -> None:
@@ -54,6 +55,7 @@ class Features:
             (self.httu in (0, 1, 2), "httu is 0, 1 or 2"),
             (self.stall_model in STALL_MODELS, f"stall_model is one of {', '.join(STALL_MODELS)}"),
             (1 <= self.stall_max <= 0xFFFF, "stall_max is 1 to 65535"),
+            (self.ats or not self.pri, "pri needs ats"),
             (self.caching in ("none", "normal", "hostile"), "caching is none, normal or hostile"),
             (self.output_address_bits < 52 or 16 in self.granules, "52 address bits need the 64 KiB granule (16)"),
         )  # fmt: skip
@@ -81,6 +83,7 @@ class Features:
             httu=self.httu,
             hyp=self.hyp and self.stage_1,
             ats=self.ats,
+            pri=self.pri,
             asid16=self.asid_bits == 16,
             vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,
@@ -98,6 +101,7 @@ class Features:
             sidsize=self.stream_id_bits,
             ssidsize=self.substream_id_bits,
             eventqs=self.event_queue_log2,
+            priqs=self.event_queue_log2 if self.pri else 0,
             cmdqs=self.command_queue_log2,
             attr_perms_ovr=self.permission_overrides,
             attr_types_ovr=self.attribute_overrides,
