@@ -51,6 +51,7 @@ _CR1_QUEUE = 0x3F
 _CR2 = Cr2(recinvsid=True, ptm=True).value
 _IRQ_CTRL = IrqCtrl(gerror_irqen=True, eventq_irqen=True).value
 _GBPA = Gbpa(memattr=15, mtcfg=True, alloccfg=15, shcfg=3, abort=True).value
+_GBPA_PERMISSIONS = Gbpa(privcfg=3, instcfg=3).value
 _GBPA_RESET = Gbpa(shcfg=1).value
 
 
@@ -110,6 +111,7 @@ class Smmu:
             self.tlb,
             self.stalls,
             prefetch=self.transactions.prefetch,
+            answered=self._admit_stalls,
         )
         self.commands = CommandQueue(
             memory,
@@ -130,6 +132,7 @@ class Smmu:
             Register.IDR1: self.features.idr1().value,
             Register.IDR3: self.features.idr3().value,
             Register.IDR5: self.features.idr5().value,
+            Register.AIDR: self.features.minor_revision,
             Register.GBPA: _GBPA_RESET,
         }
         self.in_flight.forget_waiters()
@@ -235,7 +238,7 @@ class Smmu:
                 old = registers.get(Register.CR1, 0)
                 registers[Register.CR1] = value & _CR1 & ~keep | old & keep
             case Register.CR2 if not cr0:
-                registers[Register.CR2] = value & (_CR2 | int(self.features.hyp))
+                registers[Register.CR2] = value & (_CR2 | int(self.features.el2))
                 self.configuration.e2h = Cr2(registers[Register.CR2]).e2h
             case Register.GBPA:
                 self._write_gbpa(value)
@@ -272,7 +275,7 @@ class Smmu:
                 self.events.ring.prod = value & (0xF_FFFF | QUEUE_OVERFLOW)
             case Register.EVENTQ_CONS:
                 self.events.ring.cons = value & (0xF_FFFF | QUEUE_OVERFLOW)
-                self.events.flush()
+                self._admit_stalls()
             case _:
                 pass  # read-only, reserved or not writable now
 
@@ -301,8 +304,8 @@ class Smmu:
         self.events.enabled = cr0.eventqen
         self.commands.enabled = cr0.cmdqen
         if self.transactions.enabled and not cr0.smmuen:
-            # What is stalled ends in an abort: nobody can answer it any more (3.12.2: a choice).
-            self.events.forget(stalled.stag for stalled in self.stalls.terminate_all())
+            # What is stalled ends in an abort: nobody can answer it any more (6.3.9.6).
+            self.stalls.terminate_all()
             # The acknowledgement comes when the transactions that were translated are done. One waiter is enough,
             # however often software changes its mind.
             self._drain_again = self._draining
@@ -310,7 +313,7 @@ class Smmu:
                 self._draining = True
                 self.in_flight.when_done(self._drained)
         self.transactions.enabled = cr0.smmuen
-        self.events.flush()
+        self._admit_stalls()
         self._settle_cr0()
         self.step()
 
@@ -337,7 +340,8 @@ class Smmu:
         update = Gbpa.update.mask << Gbpa.update.low
         if not value & update or registers[Register.GBPA] & update:
             return
-        registers[Register.GBPA] = value & _GBPA | update
+        stored = _GBPA | (_GBPA_PERMISSIONS if self.features.permission_overrides else 0)
+        registers[Register.GBPA] = value & stored | update
         self.transactions.global_abort = Gbpa(value & _GBPA).abort
 
         def updated() -> None:
@@ -372,7 +376,12 @@ class Smmu:
         if self.commands.stopped and not self._error_active(GlobalError.CMDQ_ERR):
             self.commands.stopped = False
             self.step()
-        self.events.flush()
+        self._admit_stalls()
+
+    def _admit_stalls(self) -> None:
+        """What faulted while the event queue was not writable, or too many were stalled, tries again (7.2.1)."""
+        if self.events.writable and not self.stalls.full:
+            self.stalls.admit()
 
     def _pulse(self) -> None:
         self.interrupt()
