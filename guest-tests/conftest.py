@@ -3,15 +3,17 @@
 What a guest's console showed during a test is attached to the test's report when it fails.
 """
 
+import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
+from linux_rig import LinuxRig
 
 from viommu.lab.assets import Assets
-from viommu.lab.config import Machine, load_machine
+from viommu.lab.config import Machine, load_machine, machine_directory
 from viommu.lab.errors import LabError
 from viommu.lab.guest import Guest
 from viommu.lab.rig import Rig
@@ -21,6 +23,17 @@ INSIDE = Path(__file__).with_name("inside")
 
 # The guests of a test, each with the length of its console's log when the test began.
 GUESTS = pytest.StashKey[list[tuple[Guest, int]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("guests")
+    for name, what in (("kernel", "a kernel image"), ("modules", "its lib/modules/<release>")):
+        group.addoption(
+            f"--guest-{name}",
+            default=os.environ.get(f"VIOMMU_GUEST_{name.upper()}"),
+            help=f"{what}, for the tests of the guest's own SMMU driver",
+        )
+    group.addoption("--reboots", type=int, default=2, help="how often that guest reboots")
 
 
 class Bootable(Protocol):
@@ -84,6 +97,48 @@ def rig(shared_rig: Shared[Rig], request: pytest.FixtureRequest) -> Rig:
     """A booted guest with the SMMU and the engines, which other tests have used and will use."""
     found = shared_rig.get()
     watch(request.node, found.guest)
+    return found
+
+
+@pytest.fixture(scope="session")
+def kernel(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The kernel that the user gave, as arguments of `Guest`; empty for the guest's own."""
+    named = {name: request.config.getoption(f"guest_{name}") for name in ("kernel", "modules")}
+    return {name: Path(path) for name, path in named.items() if path}
+
+
+@pytest.fixture(scope="session")
+def shared_linux(kernel: dict[str, Any], assets: Assets) -> Iterator[Shared[LinuxRig]]:
+    shared = Shared(lambda: LinuxRig("aarch64-virt", assets, kernel))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture(scope="session")
+def shared_wired(
+    kernel: dict[str, Any], assets: Assets, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shared[LinuxRig]]:
+    path = tmp_path_factory.mktemp("machine") / "wired.toml"
+    text = (machine_directory() / "aarch64-virt.toml").read_text("utf-8")
+    path.write_text(f"{text}\n[smmu]\nmsi = false\n", "utf-8")
+    shared = Shared(lambda: LinuxRig(path, assets, kernel))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def linux(shared_linux: Shared[LinuxRig], request: pytest.FixtureRequest) -> LinuxRig:
+    """A booted guest whose own kernel drives the SMMU, which other tests have used and will use."""
+    found = shared_linux.get()
+    watch(request.node, found.rig.guest)
+    return found
+
+
+@pytest.fixture
+def wired(shared_wired: Shared[LinuxRig], request: pytest.FixtureRequest) -> LinuxRig:
+    """The same on an SMMU without MSIs."""
+    found = shared_wired.get()
+    watch(request.node, found.rig.guest)
     return found
 
 

@@ -191,6 +191,7 @@ LINUX: dict[type[Layout], Places] = {
         "rnw": (1, 35, 35),
         "s2": (1, 39, 39),
         "fault_class": (1, 41, 40),
+        "tt_rnw": (1, 44, 44),
         "address": (2, 63, 0),
     },
     records.PageRequestRecord: {

@@ -252,6 +252,22 @@ def test_an_aborted_error_msi_is_told_by_no_other_interrupt() -> None:
     assert rig.interrupts == 0
 
 
+def test_an_aborted_error_msi_is_tried_once() -> None:
+    rig = Rig()
+    rig.write64(hw.GERROR_IRQ_CFG0, 0x4000_0000)
+    rig.write(hw.IRQ_CTRL, 1)
+    stores = []
+    store = rig.memory.store_u32
+
+    def count(address: int, value: int) -> None:
+        stores.append(address)
+        store(address, value)
+
+    rig.memory.store_u32 = count  # type: ignore[method-assign]
+    rig.submit((0xFF, 0))
+    assert stores == [0x4000_0000]
+
+
 def test_everything_wrong_at_once_ends() -> None:
     rig = Rig(on=0)
     for base in (hw.GERROR_IRQ_CFG0, hw.EVENTQ_IRQ_CFG0):

@@ -212,9 +212,10 @@ def test_smmuen_toggled_twice_waits_for_the_later_transactions_too() -> None:
     rig.write(hw.CR0, 0)
     rig.write(hw.CR0, hw.SMMUEN)
     second = rig.begin(0x1000)
-    for _ in range(1000):  # waiters do not pile up
+    for _ in range(1000):
         rig.write(hw.CR0, 0)
         rig.write(hw.CR0, hw.SMMUEN)
+    assert len(rig.smmu.in_flight._waiters) == 1  # they do not pile up
     rig.write(hw.CR0, 0)
     rig.smmu.retire(first)
     assert rig.read(hw.CR0ACK) == hw.SMMUEN

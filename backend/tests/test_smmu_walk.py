@@ -57,6 +57,13 @@ def test_first_table_is_aligned_to_its_size(tsz: int) -> None:
     assert rig.physical(0x10) == 0xA010
 
 
+def test_a_table_of_two_entries_may_lie_on_16_bytes() -> None:
+    rig = Rig()
+    table = lone_table(rig, 0, 6 + 1, 0xA000 | LEAF)  # entry 1 of the table at 0x30 of the page
+    rig.context(sized(24), table + 0x30)
+    assert rig.physical(1 << 39) == 0xA000
+
+
 def test_halves_are_chosen_by_bit_55() -> None:
     rig = Rig()
     rig.map(0x1000, 0xA000 | LEAF)

@@ -28,6 +28,11 @@ class Function:
         if self._attribute("enable") == "0":
             self.write("enable", "1")
 
+    def disable(self) -> None:
+        """Undo `enable`."""
+        if self._attribute("enable") != "0":
+            self.write("enable", "0")
+
     def set_bus_master(self, on: bool) -> None:
         """Let the function do DMA, or not."""
         self._set_command(_BUS_MASTER, on)

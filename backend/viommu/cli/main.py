@@ -83,16 +83,15 @@ def serve(
         tracer = Tracer()
         msix = config.machine_type == "q35"  # no driver of the guest's own translates MSIs there
         server = stack.enter_context(
-            Server(config.devices, home, tracer=tracer, msix=msix, seed=seed)
+            Server(config.devices, home, tracer=tracer, features=config.smmu, msix=msix, seed=seed)
         )
         if trace is not None:  # not before the sockets are ours: it may be the file of who has them
             stack.enter_context(_trace_file(tracer, trace))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(signal.SIGUSR1, lambda *_: server.report())
-        signal.siginterrupt(
-            signal.SIGUSR1, False
-        )  # the library takes an interrupted call for an error
+        # The library takes an interrupted call for an error.
+        signal.siginterrupt(signal.SIGUSR1, False)
         if ready_fd is None:
             _show_sockets(config, server.sockets)
         else:

@@ -60,6 +60,7 @@ class EventRecord(Layout, size=EVENT_RECORD_SIZE):
     nsipa = bits(100, kind=bool)
     s2 = bits(103, kind=bool)
     fault_class = bits(105, 104, kind=FaultClass)
+    tt_rnw = bits(108, kind=bool)
     address = bits(191, 128)
     fetch_addr = bits(243, 195, scale=8)
 

@@ -83,11 +83,14 @@ class Aborted(Event):
 
 @dataclass(frozen=True, slots=True)
 class TransactionHeld(Event):
-    """The transaction at `iova` was stalled under `stag`, for the fault `event`."""
+    """The transaction at `iova` was stalled under `stag`, for the fault `event`.
+
+    `stag` is None when there was no room to record it.
+    """
 
     stream_id: int
     iova: int
-    stag: int
+    stag: int | None
     event: str
 
 

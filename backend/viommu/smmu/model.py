@@ -62,6 +62,7 @@ _IRQ_CTRL = IrqCtrl(gerror_irqen=True, eventq_irqen=True).value
 _IRQ_CTRL_PRI = IrqCtrl(priq_irqen=True).value
 _ALIASED = (0xA8, 0xAC, 0xC8, 0xCC)
 _GBPA = Gbpa(memattr=15, mtcfg=True, alloccfg=15, shcfg=3, abort=True).value
+_GBPA_PERMISSIONS = Gbpa(privcfg=3, instcfg=3).value
 _GBPA_RESET = Gbpa(shcfg=1).value
 
 
@@ -146,6 +147,7 @@ class Smmu:
             self.page_requests,
             prefetch=self.transactions.prefetch,
             enabled=lambda: self.transactions.enabled,
+            answered=self._admit_stalls,
         )
         self.commands = CommandQueue(
             memory,
@@ -168,6 +170,7 @@ class Smmu:
             Register.IDR1: self.features.idr1().value,
             Register.IDR3: self.features.idr3().value,
             Register.IDR5: self.features.idr5().value,
+            Register.AIDR: self.features.minor_revision,
             Register.GBPA: _GBPA_RESET,
         }
         self.in_flight.forget_waiters()
@@ -317,7 +320,7 @@ class Smmu:
                 self.events.ring.prod = value & (0xF_FFFF | QUEUE_OVERFLOW)
             case Register.EVENTQ_CONS:
                 self.events.ring.cons = value & (0xF_FFFF | QUEUE_OVERFLOW)
-                self.events.flush()
+                self._admit_stalls()
             case Register.PRIQ_BASE | Register.PRIQ_PROD | Register.PRIQ_CONS as register:
                 enabled = bool(self._requested(_CR0_PRI))
                 if register == Register.PRIQ_BASE:
@@ -358,8 +361,8 @@ class Smmu:
         self.events.enabled = cr0.eventqen
         self.commands.enabled = cr0.cmdqen
         if self.transactions.enabled and not cr0.smmuen:
-            # What is stalled ends in an abort: nobody can answer it any more (3.12.2: a choice).
-            self.events.forget(stalled.stag for stalled in self.stalls.terminate_all())
+            # What is stalled ends in an abort: nobody can answer it any more (6.3.9.6).
+            self.stalls.terminate_all()
             # The acknowledgement comes when the transactions that were translated are done. One waiter is enough,
             # however often software changes its mind.
             self._drain_again = self._draining
@@ -369,12 +372,12 @@ class Smmu:
         self.transactions.enabled = self.ats.enabled = cr0.smmuen
         self.ats.checks = cr0.atschk
         self.page_requests.enabled = cr0.smmuen and cr0.priqen
-        self.events.flush()
+        self._admit_stalls()
         self._settle_cr0()
         self.step()
 
     def _write_cr2(self, value: int) -> None:
-        writable = _CR2 | int(self.features.hyp) | (_CR2_ATS if self.features.ats else 0)
+        writable = _CR2 | int(self.features.el2) | (_CR2_ATS if self.features.ats else 0)
         self._registers[Register.CR2] = value & writable
         cr2 = Cr2(value & writable)
         self.configuration.e2h = cr2.e2h
@@ -403,7 +406,8 @@ class Smmu:
         update = Gbpa.update.mask << Gbpa.update.low
         if not value & update or registers[Register.GBPA] & update:
             return
-        registers[Register.GBPA] = value & _GBPA | update
+        stored = _GBPA | (_GBPA_PERMISSIONS if self.features.permission_overrides else 0)
+        registers[Register.GBPA] = value & stored | update
         self.transactions.global_abort = Gbpa(value & _GBPA).abort
 
         def updated() -> None:
@@ -416,7 +420,12 @@ class Smmu:
         if self.commands.stopped and not self._interrupts.error_active(GlobalError.CMDQ_ERR):
             self.commands.stopped = False
             self.step()
-        self.events.flush()
+        self._admit_stalls()
+
+    def _admit_stalls(self) -> None:
+        """What faulted while the event queue was not writable, or too many were stalled, tries again (7.2.1)."""
+        if self.events.writable and not self.stalls.full:
+            self.stalls.admit()
 
     # Work
 

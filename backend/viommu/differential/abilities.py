@@ -1,0 +1,60 @@
+"""What both sides can do, by their ID registers: cases are made for no more than that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from viommu.smmu import Features
+
+OUTPUT_SIZES = (32, 36, 40, 42, 44, 48, 52)
+"""Address bits by the encoding of IDR5.OAS, CD.IPS and STE.S2PS."""
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Bits of SMMU_IDR0, IDR3 and IDR5 (IHI 0070, 6.3). `granules` are log2 of bytes."""
+
+    stage_1: bool
+    stage_2: bool
+    granules: tuple[int, ...]
+    output_bits: int
+    hierarchy_disable: bool  # HAD
+    execute_never_2: bool  # XNX
+    ranges: bool  # RIL
+
+    @classmethod
+    def of(cls, idrs: Sequence[int]) -> Self:
+        """By the values of IDR0, IDR1, IDR3 and IDR5."""
+        idr0, _, idr3, idr5 = idrs
+        granules = zip((12, 14, 16), (4, 5, 6), strict=True)
+        return cls(
+            stage_1=bool(idr0 & 1 << 1),
+            stage_2=bool(idr0 & 1 << 0),
+            granules=tuple(granule for granule, bit in granules if idr5 & 1 << bit),
+            output_bits=OUTPUT_SIZES[idr5 & 7],
+            hierarchy_disable=bool(idr3 & 1 << 2),
+            execute_never_2=bool(idr3 & 1 << 4),
+            ranges=bool(idr3 & 1 << 10),
+        )
+
+    def common(self, other: "Abilities") -> "Abilities":
+        """What both have."""
+        return Abilities(
+            stage_1=self.stage_1 and other.stage_1,
+            stage_2=self.stage_2 and other.stage_2,
+            granules=tuple(g for g in self.granules if g in other.granules),
+            output_bits=min(self.output_bits, other.output_bits),
+            hierarchy_disable=self.hierarchy_disable and other.hierarchy_disable,
+            execute_never_2=self.execute_never_2 and other.execute_never_2,
+            ranges=self.ranges and other.ranges,
+        )
+
+
+def like_qemu(idrs: Sequence[int]) -> Features:
+    """The features of our model that come closest to QEMU's ID registers."""
+    output_bits = Abilities.of(idrs).output_bits
+    return Features(
+        stream_id_bits=idrs[1] & 0x3F,
+        substream_id_bits=idrs[1] >> 6 & 0x1F,
+        output_address_bits=output_bits,
+    )

@@ -1,0 +1,140 @@
+"""A machine whose SMMU the guest's own kernel drives, and what its trace and the kernel's log tell."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from viommu.lab.assets import Assets
+from viommu.lab.rig import Rig
+from viommu.layouts.records import EventRecord, EventType, FaultClass
+from viommu.trace_file import TraceReader
+
+INSIDE = Path(__file__).with_name("inside")
+
+Event = dict[str, Any]
+Result = dict[str, Any]
+Steps = list[tuple[str, int]]
+
+
+class LinuxRig:
+    """Boots at `start()`. `kernel` are arguments of `Guest` that replace the guest's own kernel."""
+
+    def __init__(self, machine: str | Path, assets: Assets, kernel: dict[str, Any]) -> None:
+        self.rig = Rig(
+            machine, assets=assets, trace=True, linux_driver=True, scripts=INSIDE, **kernel
+        )
+        self.boot_events: list[Event] = []
+        self._trace: TraceReader | None = None
+
+    @property
+    def lost(self) -> bool:
+        return self.rig.lost
+
+    def start(self) -> None:
+        self.rig.start()
+        self._trace = self.rig.serving.trace()
+        self.boot_events = self._trace.read()
+        self.run("modprobe vfio_iommu_type1")
+
+    def close(self) -> None:
+        if self._trace is not None:
+            self._trace.close()
+        self.rig.close()
+
+    def run(self, command: str) -> str:
+        """A shell command in the guest that must succeed; returns its output."""
+        return self.rig.guest.check(command, timeout=120)
+
+    def cases(self, arguments: str) -> list[Result]:
+        """Run cases of a group in the guest; see `inside/linux.py`."""
+        output = self.rig.guest.python(f"/viommu/inside/linux.py {arguments}", timeout=120)
+        return [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
+
+    def events_of(self, work: Callable[[], object]) -> list[Event]:
+        """What the trace has of `work`."""
+        assert self._trace is not None
+        self._trace.read()
+        work()
+        return self._trace.read()
+
+    def holds(self) -> dict[str, int]:
+        """What the server holds for the guest, by name."""
+        assert self._trace is not None
+        self._trace.read()
+        self.rig.serving.report()
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            for event in self._trace.read():
+                if event.pop("kind") == "ServerHolds":
+                    return {key: event[key] for key in event if key not in ("seq", "time")}
+            time.sleep(0.01)
+        raise TimeoutError("the server does not say what it holds")
+
+    @property
+    def id_registers(self) -> dict[str, int]:
+        """What the driver read of the ID registers when it probed."""
+        return id_registers(self.boot_events)
+
+
+# Of the trace
+
+
+def id_registers(events: list[Event]) -> dict[str, int]:
+    """The ID registers that were read, by name."""
+    return {
+        event["name"]: event["value"]
+        for event in events
+        if event["kind"] == "RegisterAccess" and event["name"].startswith("IDR")
+    }
+
+
+def reads(events: list[Event], name: str) -> int:
+    """How often a register was read."""
+    return sum(
+        event["kind"] == "RegisterAccess" and event["name"] == name and not event["write"]
+        for event in events
+    )
+
+
+def commands(events: list[Event], opcode: str) -> list[str]:
+    """The commands of that opcode, as text."""
+    consumed = [event for event in events if event["kind"] == "CommandConsumed"]
+    return [event["text"] for event in consumed if event["opcode"] == opcode]
+
+
+def syncs(events: list[Event]) -> Steps:
+    """The CMD_SYNCs that completed configuration commands: which kind, and how many in a row."""
+    opcodes = [event["opcode"] for event in events if event["kind"] == "CommandConsumed"]
+    awaited = [opcodes[at - 1] for at, opcode in enumerate(opcodes) if opcode == "CMD_SYNC"]
+    return joined((opcode, 1) for opcode in awaited if opcode.startswith("CMD_CFGI"))
+
+
+def joined(steps: Iterable[tuple[str, int]]) -> Steps:
+    """Put what follows its like into one step."""
+    rows = groupby(steps, lambda step: step[0])
+    return [(kind, sum(count for _, count in row)) for kind, row in rows]
+
+
+# Of the kernel's log
+
+
+def logged(lines: list[str]) -> list[tuple[EventType, int, int]]:
+    """The event records that the driver logged: type, StreamID, address."""
+    found = []
+    words: list[int] = []
+    for line in lines:
+        text = line.split(".iommu: ")[-1]
+        if re.match(r"event(:| 0x\w+ received:)", text):
+            words = []
+        elif word := re.match(r"\t0x(\w{16})$", text):
+            words.append(int(word[1], 16))
+        if len(words) == 4:
+            record = EventRecord(sum(part << 64 * at for at, part in enumerate(words)))
+            assert record.fault_class == FaultClass.IN
+            found.append((record.event, record.stream_id, record.address))
+            words = []
+    return found

@@ -1,0 +1,404 @@
+"""The guest kernel's own `arm-smmu-v3` drives the SMMU: attach, DMA and detach by what a stock kernel offers.
+
+The kernel is Debian's, or the one that `--guest-kernel` and `--guest-modules` name. No module of ours is in it.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from linux_rig import LinuxRig, Result, Steps, commands, id_registers, joined, logged, reads, syncs
+from pexpect import EOF, spawn
+
+from viommu.lab.device_tree import SmmuTree
+from viommu.lab.linux_smmu import SmmuMisplaced
+from viommu.layouts.records import EventType
+
+MACHINE = "aarch64-virt"
+STREAM = 0x10  # function 00:02.0
+ENGINE = "0000:00:02.0"
+DRIVER = "/sys/bus/pci/drivers/vfio-pci"
+DEVICES = "/sys/bus/pci/devices"
+GROUP_TYPE = f"{DEVICES}/{ENGINE}/iommu_group/type"
+MIB = 1 << 20
+DESTINATION = 0x2_2000_0000
+ROUNDS = 50
+RSS_LIMIT_KIB = 4096
+"""How much the server may grow in many rounds: the allocator's own noise."""
+
+Case = Callable[[str], Result]
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[tuple[int, str], Result]:
+    """What has been run: the results of a guest's cases, by the guest's process and the case."""
+    return {}
+
+
+@pytest.fixture
+def case(linux: LinuxRig, seen: dict[tuple[int, str], Result]) -> Case:
+    """The result of `group/name`. A group runs as a whole when one of it is asked for."""
+
+    def result(name: str) -> Result:
+        pid = linux.rig.guest.pid
+        if (pid, name) not in seen:
+            for each in linux.cases(name.split("/")[0]):
+                seen[pid, each["case"]] = each
+        assert (pid, name) in seen, f"the guest ran no case {name}"
+        assert "error" not in seen[pid, name], seen[pid, name]["error"]
+        return seen[pid, name]
+
+    return result
+
+
+# Probe
+
+
+# Features of the driver that one field of an ID register gives: the feature's bit, the field's register, lowest
+# bit and width, and the values that mean yes.
+FEATURES = {
+    "2_LVL_STRTAB": (0, "IDR0", 27, 2, {1}),
+    "2_LVL_CDTAB": (1, "IDR0", 19, 1, {1}),
+    "TT_LE": (2, "IDR0", 21, 2, {0, 2}),
+    "TT_BE": (3, "IDR0", 21, 2, {0, 3}),
+    "PRI": (4, "IDR0", 16, 1, {1}),
+    "ATS": (5, "IDR0", 10, 1, {1}),
+    "SEV": (6, "IDR0", 14, 1, {1}),
+    "MSI": (7, "IDR0", 13, 1, {1}),
+    "COHERENCY": (8, "IDR0", 4, 1, {1}),
+    "TRANS_S1": (9, "IDR0", 1, 1, {1}),
+    "TRANS_S2": (10, "IDR0", 0, 1, {1}),
+    "STALLS": (11, "IDR0", 24, 2, {0, 2}),
+    "HYP": (12, "IDR0", 9, 1, {1}),
+    "STALL_FORCE": (13, "IDR0", 24, 2, {2}),
+    "VAX": (14, "IDR5", 10, 2, {1}),
+    "RANGE_INV": (15, "IDR3", 10, 1, {1}),
+    "ATTR_TYPES_OVR": (20, "IDR1", 27, 1, {1}),
+    "HA": (21, "IDR0", 6, 2, {1, 2}),
+    "HD": (22, "IDR0", 6, 2, {2}),
+}
+ADDRESS_BITS = (32, 36, 40, 42, 44, 48, 52)
+
+
+def field(registers: dict[str, int], name: str, low: int, width: int) -> int:
+    return registers[name] >> low & (1 << width) - 1
+
+
+def test_the_probe_has_no_error_but_the_first(linux: LinuxRig) -> None:
+    raw = linux.run("dmesg -r").splitlines()
+    told = [line for line in raw if re.search("smmu|iommu", line, re.IGNORECASE)]
+    # The level of a line is its number modulo 8: 4 is a warning, less is worse.
+    bad = [
+        line for line in told if (level := re.match(r"<(\d+)>", line)) and int(level[1]) % 8 <= 4
+    ]
+    assert len(bad) == 1, bad
+    assert bad[0].endswith("8000000000.iommu: unknown/unsupported TT endianness!")
+
+
+def test_features_and_sizes_are_those_of_the_id_registers(linux: LinuxRig) -> None:
+    log = linux.run("dmesg | grep arm-smmu-v3")
+    registers = linux.id_registers
+    assert {"IDR0", "IDR1", "IDR3", "IDR5"} <= set(registers)
+    told = re.search(r"ias (\d+)-bit, oas (\d+)-bit \(features 0x([0-9a-f]+)\)", log)
+    assert told is not None, log
+    features = int(told[3], 16)
+    found = {name for name, (bit, *_) in FEATURES.items() if features >> bit & 1}
+    assert found == {
+        name
+        for name, (_, register, low, width, yes) in FEATURES.items()
+        if field(registers, register, low, width) in yes
+    }
+    size = ADDRESS_BITS[field(registers, "IDR5", 0, 3)]
+    assert (int(told[1]), int(told[2])) == (size, size)
+    for queue, low in (("cmdq", 21), ("evtq", 16)):
+        entries = 1 << field(registers, "IDR1", low, 5)
+        assert f"allocated {entries} entries for {queue}" in log
+
+
+def test_every_engine_has_a_group(linux: LinuxRig) -> None:
+    groups = linux.run(
+        "cd /sys/kernel/iommu_groups; for g in *; do ls $g/devices; cat $g/type; done"
+    )
+    assert groups.split() == ["0000:00:02.0", "DMA", "0000:00:03.0", "DMA"]
+    assert linux.run("ls /sys/class/iommu").split() == ["smmu3.0x0000008000000000"]
+
+
+def test_an_smmu_that_is_elsewhere_is_told(linux: LinuxRig) -> None:
+    smmu = linux.rig.smmu
+    assert smmu is not None
+    elsewhere = replace(smmu, tree=SmmuTree(b"", 0x80_4000_0000))
+    with pytest.raises(SmmuMisplaced, match=r"0x8000000000, .* 0x8040000000"):
+        elsewhere.bind(linux.rig.guest)
+
+
+def test_viommu_boot(kernel: dict[str, Any]) -> None:
+    """What a user types. It ends as a user ends it."""
+    options = [word for name, path in kernel.items() for word in (f"--{name}", str(path))]
+    console = spawn(
+        sys.executable, ["-P", "-m", "viommu.cli", "boot", *options, MACHINE], timeout=60
+    )
+    console.expect_exact("guest# ")
+    console.send(f"echo $(cat {GROUP_TYPE}) by $(basename $(readlink {DEVICES}/{ENGINE}/driver))\n")
+    console.expect_exact("\nDMA by vfio-pci")
+    console.send("\x1d")
+    console.expect(EOF)
+
+
+# Commands
+
+
+def test_sync_by_polling_memory(linux: LinuxRig) -> None:
+    events = linux.events_of(lambda: linux.cases("vfio open-close"))
+    texts = commands(linux.boot_events + events, "CMD_SYNC")
+    assert len(texts) > 20
+    assert all("cs=SIG_IRQ" in text and re.search("msi_address=0x[1-9a-f]", text) for text in texts)
+    # The queue's indices are not looked at, but for the space in it.
+    assert reads(events, "CMDQ_CONS") == 0
+
+
+def test_sync_by_polling_the_register(wired: LinuxRig) -> None:
+    assert not wired.id_registers["IDR0"] >> 13 & 1
+    events = wired.events_of(lambda: wired.cases("vfio open-close"))
+    texts = commands(wired.boot_events + events, "CMD_SYNC")
+    assert len(texts) > 20
+    assert not any("SIG_IRQ" in text or "msi_address" in text for text in texts)
+    assert reads(events, "CMDQ_CONS") >= len(commands(events, "CMD_SYNC"))
+
+
+def test_without_msis_dma_and_events_work(wired: LinuxRig) -> None:
+    (result,) = wired.cases("vfio unmap")
+    assert_refused(result, EventType.F_TRANSLATION, DESTINATION + 64)
+
+
+def steps(linux: LinuxRig) -> tuple[int, int]:
+    """CMD_SYNCs to take an STE from bypass to abort or back, and from a CD table to bypass or back.
+
+    The kernel's own tests of its driver expect 2 and 3. A bypass STE differs from an abort STE in a second word, and
+    so takes a step more, only where the SMMU can override attributes (IDR1.ATTR_TYPES_OVR).
+    """
+    return (2, 3) if linux.id_registers["IDR1"] >> 27 & 1 else (1, 2)
+
+
+STE, CD = "CMD_CFGI_STE", "CMD_CFGI_CD"
+
+
+def test_syncs_of_a_type_change(linux: LinuxRig) -> None:
+    def change(kind: str) -> Steps:
+        events = linux.events_of(lambda: linux.run(f"echo {kind} > {GROUP_TYPE}"))
+        assert linux.run(f"cat {GROUP_TYPE}").strip() == kind
+        return syncs(events)
+
+    _, bypass = steps(linux)
+    assert change("identity") == [(STE, bypass), (CD, 2)]  # and the CD is cleared
+    assert change("DMA") == [(CD, 2), (STE, bypass)]
+    assert change("DMA-FQ") == []  # the same domain from now on
+    assert change("DMA") == [(CD, 3)]  # ASID and table change: not without an invalid CD in between
+
+
+def test_syncs_of_vfio(linux: LinuxRig) -> None:
+    """Open: to the blocked domain, to a new one. Close: to the blocked domain, to the default domain."""
+    to_abort, from_abort = [(STE, 2), (CD, 2)], [(CD, 2), (STE, 2)]
+    events = linux.events_of(lambda: linux.cases("vfio open-close"))
+    assert syncs(events) == joined(to_abort + from_abort + to_abort + from_abort)
+
+
+def test_syncs_of_vfio_from_identity(linux: LinuxRig) -> None:
+    bypass, _ = steps(linux)
+    linux.run(f"echo identity > {GROUP_TYPE}")
+    events = linux.events_of(lambda: linux.cases("vfio open-close"))
+    linux.run(f"echo DMA > {GROUP_TYPE}")
+    assert syncs(events) == joined(
+        [(STE, bypass), (CD, 2), (STE, 2), (STE, 2), (CD, 2), (STE, bypass)]
+    )
+
+
+def test_syncs_of_remove_and_rescan(linux: LinuxRig) -> None:
+    removed = linux.events_of(lambda: linux.run(f"echo 1 > {DEVICES}/{ENGINE}/remove"))
+    assert syncs(removed) == [(STE, 2), (CD, 2)]
+    found = linux.events_of(lambda: linux.run(RESCAN))
+    assert syncs(found) == [(CD, 2), (STE, 2)]
+
+
+# VFIO from user space
+
+
+def assert_refused(
+    result: Result,
+    event: EventType,
+    address: int,
+    *,
+    stream_id: int = STREAM,
+) -> None:
+    """A write of 64 bytes faulted, nothing landed, one interrupt came, and the kernel logged this record."""
+    assert (result["status"], result["error_address"]) == ("ERROR", address)
+    assert result["zero"]
+    assert result["interrupts"] == 1
+    assert logged(result["log"]) == [(event, stream_id, address)]
+
+
+def test_vfio_dma_both_ways(case: Case) -> None:
+    results = case("vfio/dma")["results"]
+    assert {result["size"] for result in results} == {4096, 16384, 2 * MIB, 64 * MIB}
+    for result in results:
+        assert (result["status"], result["wrong_pages"]) == ("HALTED", 0), result
+        assert result["unmapped"]
+
+
+def test_vfio_unmap_then_dma_faults(case: Case) -> None:
+    result = case("vfio/unmap")
+    assert (result["before"], result["landed"]) == ("HALTED", True)
+    assert_refused(result, EventType.F_TRANSLATION, DESTINATION + 64)
+
+
+def test_vfio_write_to_what_is_mapped_read_only(case: Case) -> None:
+    assert_refused(case("vfio/read-only"), EventType.F_PERMISSION, DESTINATION)
+
+
+@pytest.mark.parametrize("how", ["close", "unmap"])
+def test_vfio_detach_with_dma_in_flight(case: Case, how: str) -> None:
+    result = case(f"vfio/{how}-in-flight")
+    assert result["running"]
+    assert 0 < result["untouched"] < result["pages"]
+    assert result["late"] == 0
+    assert result.get("outcomes", ["ERROR"]) == ["ERROR"]
+
+
+def test_vfio_open_again_is_a_fresh_domain(case: Case) -> None:
+    result = case("vfio/reopen")
+    assert (result["mapped"], result["forgotten"], result["zero"]) == ("HALTED", "ERROR", True)
+    assert (result["again"], result["landed"]) == ("HALTED", True)
+
+
+def test_vfio_containers_are_isolated(case: Case) -> None:
+    result = case("vfio/isolated")
+    assert (result["status"], result["landed"]) == (["HALTED"] * 2, [True] * 2)
+    assert (result["other"], result["zero"], result["own"]) == ("ERROR", True, "HALTED")
+
+
+# Other knobs
+
+
+def test_type_change_with_dma_in_flight(case: Case) -> None:
+    result = case("groups/flip")
+    assert result["running"]
+    assert 0 < result["landed"] < result["size"]
+    assert not result["late"]
+    assert set(result["status"]) == {"ERROR"}
+    events = logged(result["log"])
+    assert events
+    assert {(event, stream) for event, stream, _ in events} == {(EventType.F_TRANSLATION, STREAM)}
+
+
+def test_remove_with_dma_in_flight(case: Case) -> None:
+    result = case("groups/remove")
+    assert result["running"]
+    assert 0 < result["landed"] < result["size"]
+    assert not result["late"]
+
+
+PROBE = f"echo vfio-pci > {DEVICES}/{ENGINE}/driver_override; echo {ENGINE} > /sys/bus/pci/drivers_probe"
+RESCAN = f"echo 1 > /sys/bus/pci/rescan; {PROBE}"
+UNBIND, BIND = f"echo {ENGINE} > {DRIVER}/unbind", f"echo {ENGINE} > {DRIVER}/bind"
+FLIPS = f"for t in identity DMA DMA-FQ DMA; do echo $t > {GROUP_TYPE} || exit 1; done"
+
+
+def times(commands: str) -> str:
+    return f"set -e; i=0; while [ $i -lt {ROUNDS} ]; do {commands}; i=$((i+1)); done"
+
+
+KNOBS = {
+    "bind": times(f"{UNBIND}; {BIND}"),
+    "type": times(FLIPS),
+    "type-unbound": f"{UNBIND}; ({times(FLIPS)}) && {BIND}",
+    "remove": times(f"echo 1 > {DEVICES}/{ENGINE}/remove; {RESCAN}"),
+    "vfio": "python3 /viommu/inside/linux.py vfio rounds",
+}
+# What the CPUs have counted for themselves has to be added up first.
+COUNTERS = """
+    cat /proc/sys/vm/stat_refresh
+    grep -e iommu -e sec_page /proc/vmstat
+    ls -R /sys/kernel/iommu_groups
+    ls /proc/self/fd
+"""
+
+
+def resident(pid: int) -> int:
+    """KiB of memory of a process."""
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0])
+
+
+def belongings(linux: LinuxRig) -> dict[str, object]:
+    """All that grows where something leaks, on both sides."""
+    server, qemu = linux.rig.serving.pid, linux.rig.guest.pid
+    return {
+        "guest": linux.run(COUNTERS),
+        "server": linux.holds(),
+        "descriptors": [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (server, qemu)],
+    }
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_rounds_leave_nothing(linux: LinuxRig, knob: str) -> None:
+    # The first round fills caches that stay.
+    command = KNOBS[knob]
+    linux.run(command)
+    before, memory = belongings(linux), resident(linux.rig.serving.pid)
+    free = available(linux)
+    output = linux.run(command)
+    if knob == "vfio":
+        (line,) = [line for line in output.splitlines() if line.startswith('{"case"')]
+        assert json.loads(line).get("good") == ROUNDS, line
+    assert belongings(linux) == before
+    assert resident(linux.rig.serving.pid) - memory < RSS_LIMIT_KIB
+    assert free - available(linux) < RSS_LIMIT_KIB
+    assert not linux.rig.serving.output()
+
+
+def available(linux: LinuxRig) -> int:
+    """KiB of free memory in the guest."""
+    return int(
+        linux.run("echo 3 > /proc/sys/vm/drop_caches; grep MemAvail /proc/meminfo").split()[1]
+    )
+
+
+def test_live_type_change_of_a_bound_function(linux: LinuxRig) -> None:
+    """With a driver that uses the DMA API the kernel lets nobody leave the domain, but its flushes may become lazy."""
+    script = f"""
+    modprobe uio_pci_generic
+    {UNBIND}; echo uio_pci_generic > {DEVICES}/{ENGINE}/driver_override; echo {ENGINE} > /sys/bus/pci/drivers_probe
+    for t in identity DMA-FQ; do echo $t > {GROUP_TYPE} 2>/dev/null; cat {GROUP_TYPE}; done
+    echo {ENGINE} > /sys/bus/pci/drivers/uio_pci_generic/unbind
+    for t in identity DMA; do echo $t > {GROUP_TYPE}; cat {GROUP_TYPE}; done
+    {PROBE}
+    """
+    assert linux.run(script).split() == ["DMA", "DMA-FQ", "identity", "DMA"]
+
+
+def test_the_guest_reboots_and_the_server_stays(
+    linux: LinuxRig, request: pytest.FixtureRequest
+) -> None:
+    """Each boot probes the SMMU anew and finds nothing of the one before."""
+    before = belongings(linux)
+    pid = linux.rig.serving.pid
+    for _ in range(int(request.config.getoption("reboots"))):
+        # Reboot with everything attached and DMA in flight.
+        events = linux.events_of(linux.rig.reboot)
+        assert id_registers(events) == linux.id_registers
+        assert sum(event["kind"] == "FunctionReset" for event in events) == 3
+        assert not [
+            event for event in events if event["kind"] in ("ClientDetached", "ClientAttached")
+        ]
+        linux.run("modprobe vfio_iommu_type1")
+        after = belongings(linux)
+        assert {k: after[k] for k in ("server", "descriptors")} == {
+            k: before[k] for k in ("server", "descriptors")
+        }
+        (result,) = linux.cases("vfio reopen")
+        test_vfio_open_again_is_a_fresh_domain(lambda _: result)  # noqa: B023
+    assert (linux.rig.serving.pid, linux.rig.serving.exit_code) == (pid, None)
