@@ -377,6 +377,7 @@ def test_register_offsets() -> None:
         "EVENTQ_PROD": 0x1_00A8, "EVENTQ_CONS": 0x1_00AC, "EVENTQ_IRQ_CFG0": 0xB0,
         "EVENTQ_IRQ_CFG1": 0xB8, "EVENTQ_IRQ_CFG2": 0xBC, "PRIQ_BASE": 0xC0,
         "PRIQ_IRQ_CFG0": 0xD0, "PRIQ_IRQ_CFG1": 0xD8, "PRIQ_IRQ_CFG2": 0xDC,
+        "GATOS_CTRL": 0x100, "GATOS_SID": 0x108, "GATOS_ADDR": 0x110, "GATOS_PAR": 0x118,
         "PRIQ_PROD": 0x1_00C8, "PRIQ_CONS": 0x1_00CC,
     }  # fmt: skip
     assert {register.name: int(register) for register in registers.Register} == expected

@@ -59,4 +59,5 @@ def like_qemu(idrs: Sequence[int]) -> Features:
         output_address_bits=output_bits,
         ats=False,
         pri=False,
+        atos=False,
     )

@@ -45,6 +45,7 @@ class Features:
     attribute_overrides: bool = True
     ats: bool = True
     pri: bool = True
+    atos: bool = True
     endpoint_pasid: bool = False
     caching: str = "normal"
 
@@ -101,6 +102,7 @@ class Features:
             hyp=self.el2,
             ats=self.ats,
             pri=self.pri,
+            atos=self.atos,
             asid16=self.asid_bits == 16,
             vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,
