@@ -72,6 +72,7 @@ STAGE_1 = Features(
     attribute_overrides=False,
     ats=False,
     pri=False,
+    atos=False,
 )
 """The least that a driver can live with: stage 1 with 4 KiB pages, and faults that terminate."""
 

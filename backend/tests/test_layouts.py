@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viommu.layouts import commands, page_tables, records, registers, tables
+from viommu.layouts import atos, commands, page_tables, records, registers, tables
 from viommu.layouts.bitfields import Layout, LayoutError, bits
 
 # layout: field: (64-bit word, or 32-bit register: 0; high; low)
@@ -303,6 +303,33 @@ TEXT: dict[type[Layout], Places] = {
         "span": (1, 51, 44),
         "address": (2, 63, 12),
     },
+    # 6.3.38 to 6.3.40
+    atos.AtosSid: {
+        "stream_id": (0, 31, 0),
+        "substream_id": (0, 51, 32),
+        "ssid_valid": (0, 52, 52),
+    },
+    atos.AtosAddr: {
+        "httui": (0, 6, 6),
+        "ind": (0, 7, 7),
+        "rnw": (0, 8, 8),
+        "pnu": (0, 9, 9),
+        "type": (0, 11, 10),
+        "address": (0, 63, 12),
+    },
+    atos.AtosResult: {
+        "fault": (0, 0, 0),
+        "sh": (0, 9, 8),
+        "size_flag": (0, 11, 11),
+        "address": (0, 55, 12),
+        "attr": (0, 63, 56),
+    },
+    atos.AtosFault: {
+        "fault": (0, 0, 0),
+        "reason": (0, 2, 1),
+        "fault_code": (0, 11, 4),
+        "fault_address": (0, 55, 12),
+    },
     # DDI 0487, D8.3
     page_tables.TableDescriptor: {
         "valid": (0, 0, 0),
@@ -333,7 +360,7 @@ TEXT: dict[type[Layout], Places] = {
 
 LAYOUTS = [
     layout
-    for module in (registers, tables, commands, records, page_tables)
+    for module in (registers, tables, commands, records, page_tables, atos)
     for layout in vars(module).values()
     if isinstance(layout, type) and issubclass(layout, Layout) and layout is not Layout
 ]
@@ -377,6 +404,7 @@ def test_register_offsets() -> None:
         "EVENTQ_PROD": 0x1_00A8, "EVENTQ_CONS": 0x1_00AC, "EVENTQ_IRQ_CFG0": 0xB0,
         "EVENTQ_IRQ_CFG1": 0xB8, "EVENTQ_IRQ_CFG2": 0xBC, "PRIQ_BASE": 0xC0,
         "PRIQ_IRQ_CFG0": 0xD0, "PRIQ_IRQ_CFG1": 0xD8, "PRIQ_IRQ_CFG2": 0xDC,
+        "GATOS_CTRL": 0x100, "GATOS_SID": 0x108, "GATOS_ADDR": 0x110, "GATOS_PAR": 0x118,
         "PRIQ_PROD": 0x1_00C8, "PRIQ_CONS": 0x1_00CC,
     }  # fmt: skip
     assert {register.name: int(register) for register in registers.Register} == expected

@@ -19,6 +19,7 @@ from typing import Protocol, Self
 
 from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
+from viommu.endpoints.pasid import PASID_CAPABILITY, PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.layouts.registers import REGISTER_FRAME_SIZE
@@ -33,6 +34,9 @@ _IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
 # Requests of one client in a row, and how often to look for the next one. While a model has work, a client that sends
 # without end must not keep it from its next step, and waiting for a client would.
 _PATIENT, _BRIEF = (64, 8), (16, 0)
+
+# PCI Express capability (PCI Express Base, 7.5.3).
+_CAPABILITIES, _EXPRESS, _DEVICE_CAPABILITIES_2, _END_END_PREFIX = 0x34, 0x10, 0x24, 1 << 21
 
 _NOT_SHARED = (
     "%s: no DMA goes through, for QEMU keeps guest RAM to itself: start it with "
@@ -166,6 +170,8 @@ class _Function:
             self._capabilities = [
                 (self._add_capability(capability), capability) for capability in model.capabilities
             ]
+            if any(capability.id == PASID_CAPABILITY for capability in model.capabilities):
+                self._allow_prefixes()
             vectors = model.msix_vectors if msix else 0
             device.set_interrupts(intx=1, msix=vectors, msix_bar=2 if vectors else None)
             device.realize()
@@ -197,6 +203,15 @@ class _Function:
 
         capability.publish = publish
         return body
+
+    def _allow_prefixes(self) -> None:
+        """Device Capabilities 2: End-End TLP prefixes, which carry PASIDs; Linux enables none without it."""
+        config = self.device.config
+        place = config[_CAPABILITIES]
+        while place and config[place] != _EXPRESS:
+            place = config[place + 1]
+        if place:
+            config[place + _DEVICE_CAPABILITIES_2 + 2] |= _END_END_PREFIX >> 16
 
     # What the guest does
 
@@ -336,6 +351,8 @@ class Server:
                     model = _SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
+                    if self._smmu is not None and self._smmu.features.endpoint_pasid:
+                        port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = SmmuTestEngine(
                         port, name=spec.name, order=self._order, tracer=self.tracer
                     )

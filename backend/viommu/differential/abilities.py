@@ -57,4 +57,7 @@ def like_qemu(idrs: Sequence[int]) -> Features:
         stream_id_bits=idrs[1] & 0x3F,
         substream_id_bits=idrs[1] >> 6 & 0x1F,
         output_address_bits=output_bits,
+        ats=False,
+        pri=False,
+        atos=False,
     )

@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import NamedTuple, Protocol
 
 from viommu.endpoints.ats import AtsRefused, AtsService
+from viommu.endpoints.base import ExtendedCapability
+from viommu.endpoints.pasid import PasidService
 from viommu.memory import Buffer, BusError, GuestMemory
 from viommu.smmu import (
     Access,
@@ -181,6 +183,8 @@ class DmaPort:
         self.bus_master = False
         self.ats = None if smmu is None or not smmu.features.ats else AtsService(smmu, stream_id)
         """The function's ATS, where the SMMU has it too."""
+        self.pasid: PasidService | None = None
+        """The function's PASID capability; without one every SubstreamID goes out."""
         self._smmu = smmu
         self._tracer = tracer if tracer is not None else Tracer()
 
@@ -205,6 +209,14 @@ class DmaPort:
         )
         if not self.bus_master:
             raise self._refused(iova, write, "Bus Master is off")
+        if self.pasid is not None and substream_id is not None:
+            refusal = self.pasid.refusal(substream_id)
+            if refusal is not None:
+                raise self._refused(iova, write, refusal)
+            access = access._replace(
+                privileged=access.privileged and self.pasid.privileged,
+                instruction=access.instruction and self.pasid.execute,
+            )
         if self._smmu is None:
             size = min(size, PORT_CHUNK)
             return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
@@ -272,6 +284,14 @@ class DmaPort:
         """Function level reset, after the function's transfers have ended."""
         if self.ats is not None:
             self.ats.reset()
+        if self.pasid is not None:
+            self.pasid.reset()
+
+    @property
+    def capabilities(self) -> tuple[ExtendedCapability, ...]:
+        """What the function's config space has for its DMA."""
+        of_ats = () if self.ats is None else self.ats.capabilities
+        return of_ats if self.pasid is None else (*of_ats, self.pasid.capability)
 
     def _refused(self, iova: int, write: bool, why: str, done: int = 0) -> DmaFault:
         if self._tracer:

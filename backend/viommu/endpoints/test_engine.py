@@ -36,6 +36,9 @@ ATS
     refused, for want of permission or with UR or CA, is an abort. With PRI_ENABLE too, and PRI enabled in the function,
     want of permission makes a page request of up to eight pages; the frame waits for the response and then tries again,
     but aborts when that is not Success, or no page may be asked for.
+PASID
+    With the capability, a transaction with a SubstreamID is an abort until PASID Enable is set, and its PnU and InD
+    count when their enables are. Without it, every SubstreamID goes out.
 Interrupts
     come at the end of a command, complete or aborted, when msiaddress is 1: MSI-X vector `msidata`, or INTx
     when that is in use. uctrl.MSI_ABORTED is set when nobody listens or the vector is not below 64, and
@@ -136,8 +139,8 @@ class SmmuTestEngine:
 
     @property
     def capabilities(self) -> tuple[ExtendedCapability, ...]:
-        """ATS and PRI, where the SMMU has them."""
-        return () if self._port.ats is None else self._port.ats.capabilities
+        """ATS, PRI and PASID, where the SMMU and the profile have them."""
+        return self._port.capabilities
 
     @property
     def busy(self) -> bool:

@@ -48,6 +48,10 @@ class Register(IntEnum):
     PRIQ_IRQ_CFG0 = 0xD0
     PRIQ_IRQ_CFG1 = 0xD8
     PRIQ_IRQ_CFG2 = 0xDC
+    GATOS_CTRL = 0x100
+    GATOS_SID = 0x108
+    GATOS_ADDR = 0x110
+    GATOS_PAR = 0x118
     EVENTQ_PROD = PAGE_1 + 0xA8
     EVENTQ_CONS = PAGE_1 + 0xAC
     PRIQ_PROD = PAGE_1 + 0xC8
@@ -63,6 +67,9 @@ WIDE_REGISTERS = frozenset(
         Register.EVENTQ_IRQ_CFG0,
         Register.PRIQ_BASE,
         Register.PRIQ_IRQ_CFG0,
+        Register.GATOS_SID,
+        Register.GATOS_ADDR,
+        Register.GATOS_PAR,
     }
 )
 """The registers of 64 bits; a 32-bit access reaches either half (6.2)."""

@@ -326,4 +326,8 @@ def as_configured(fault: Fault, stage: Stage1 | Stage2 | None) -> Fault:
         return fault  # stage 1 was bypassed by an address that is too large (3.12)
     if stage.stalls:
         return Fault(record, stall=True)
-    return fault if stage.records else Fault(None)
+    if stage.records:
+        return fault
+    silent = Fault(None)
+    silent.hidden = record
+    return silent

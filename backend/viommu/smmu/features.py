@@ -13,7 +13,8 @@ class Features:
     """One profile. Widths are in bits, queue sizes in log2 of entries, granules in log2 of bytes.
 
     `httu` is 0, 1 (access flag) or 2 (and dirty state). `break_before_make_level` is what IDR3.BBML promises: blocks
-    and pages live side by side in the TLB whatever it says. `caching` is a behaviour and no ID bit: `none` forgets
+    and pages live side by side in the TLB whatever it says. `endpoint_pasid` gives the functions a PASID
+    capability, whose enable then rules their SubstreamIDs. `caching` is a behaviour and no ID bit: `none` forgets
     after every transaction, `normal` keeps what was used, `hostile` keeps and fetches ahead whatever the
     architecture allows.
     """
@@ -44,6 +45,8 @@ class Features:
     attribute_overrides: bool = True
     ats: bool = True
     pri: bool = True
+    atos: bool = True
+    endpoint_pasid: bool = False
     caching: str = "normal"
 
     def __post_init__(self) -> None:
@@ -61,6 +64,7 @@ class Features:
             (self.break_before_make_level in (0, 1, 2), "break_before_make_level is 0, 1 or 2"),
             (1 <= self.stall_max <= 0xFFFF, "stall_max is 1 to 65535"),
             (self.ats or not self.pri, "pri needs ats"),
+            (self.substream_id_bits or not self.endpoint_pasid, "endpoint_pasid needs substream_id_bits"),
             (self.caching in ("none", "normal", "hostile"), "caching is none, normal or hostile"),
             (self.output_address_bits < 52 or 16 in self.granules, "52 address bits need the 64 KiB granule (16)"),
         )  # fmt: skip
@@ -98,6 +102,7 @@ class Features:
             hyp=self.el2,
             ats=self.ats,
             pri=self.pri,
+            atos=self.atos,
             asid16=self.asid_bits == 16,
             vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,

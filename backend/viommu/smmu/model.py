@@ -23,6 +23,7 @@ from viommu.layouts.registers import (
     StrtabBaseCfg,
 )
 from viommu.memory import GuestMemory
+from viommu.smmu.atos import Atos
 from viommu.smmu.ats import Ats, TranslationCompletion
 from viommu.smmu.ats_port import AtsFunction, AtsPort
 from viommu.smmu.barrier import InFlight
@@ -127,6 +128,7 @@ class Smmu:
             features, self.configuration, translator, self.events, self.in_flight, tracer
         )
         self.ats_port = AtsPort(tracer)
+        self.atos = Atos(features, self.configuration, translator, self.tlb)
         self.page_requests = PageRequestQueue(
             memory,
             features,
@@ -183,6 +185,7 @@ class Smmu:
         self.commands.reset()
         self.events.reset()
         self.page_requests.reset()
+        self.atos.reset()
         self.stalls.terminate_all()
         self.transactions.enabled = self.transactions.global_abort = False
         self.ats.enabled = self.ats.checks = False
@@ -262,6 +265,8 @@ class Smmu:
                 return self.events.ring.cons
             case Register.PRIQ_BASE | Register.PRIQ_PROD | Register.PRIQ_CONS as register:
                 return self.page_requests.read(register)
+            case Register.GATOS_SID | Register.GATOS_ADDR | Register.GATOS_PAR as register:
+                return self.atos.read(register)
             case Register.STRTAB_BASE:
                 return self.configuration.base.value
             case Register.STRTAB_BASE_CFG:
@@ -326,6 +331,8 @@ class Smmu:
                 if register == Register.PRIQ_BASE:
                     value &= self._stored(QueueBase)
                 self.page_requests.write(register, value, enabled)
+            case Register.GATOS_CTRL | Register.GATOS_SID | Register.GATOS_ADDR as register:
+                self.atos.write(register, value)
             case Register.PRIQ_IRQ_CFG2 if self.features.pri:
                 # LO is there without MSIs too (6.3.1, MSI).
                 if not IrqCtrl(registers.get(Register.IRQ_CTRL, 0)).priq_irqen:
@@ -369,7 +376,7 @@ class Smmu:
             if not self._draining:
                 self._draining = True
                 self.in_flight.when_done(self._drained)
-        self.transactions.enabled = self.ats.enabled = cr0.smmuen
+        self.transactions.enabled = self.ats.enabled = self.atos.enabled = cr0.smmuen
         self.ats.checks = cr0.atschk
         self.page_requests.enabled = cr0.smmuen and cr0.priqen
         self._admit_stalls()
