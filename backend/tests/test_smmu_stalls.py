@@ -410,7 +410,7 @@ def test_mev_lets_records_of_one_page_be_one() -> None:
         rig, table = rig_with_stage_1(0)
         rig.stage_1_only(table, second=mev)
 
-        def refused(address: int, **access: bool) -> None:
+        def refused(address: int, rig: Stages = rig, **access: bool) -> None:
             with pytest.raises(TransactionAborted):
                 rig.go(address, 1, **access)
 
