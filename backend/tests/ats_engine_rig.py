@@ -60,7 +60,7 @@ class Engine:
         return self.status
 
     def run(self, command: EngineCommand, size: int, **fields: int) -> int:
-        self.start(command, size, **fields)  # type: ignore[arg-type]
+        self.start(command, size, **fields)
         return self.drain()
 
     @property

@@ -14,7 +14,7 @@ from viommu.layouts.test_engine import EngineCommand
 from viommu.smmu import Access, AtsStatus, Features, PageRequest, TransactionAborted
 from viommu.smmu.ats_port import INVALIDATE_QUEUE_DEPTH
 
-REGISTERS = (
+REGISTERS: tuple[int, ...] = (
     hw.CR0,
     hw.CR2,
     0xC0,

@@ -63,7 +63,7 @@ class Asking(Engine):
         self.rig.submit((0x41 | hw.STREAM << 32, index | response))
 
     def begin(self, size: int = 4 * 4096, **fields: int) -> None:
-        self.start(RAND48, size, flags=ATS_ON | PRI_ON, seed=7, **fields)  # type: ignore[arg-type]
+        self.start(RAND48, size, flags=ATS_ON | PRI_ON, seed=7, **fields)
         self.drain()
 
 

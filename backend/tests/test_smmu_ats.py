@@ -169,7 +169,7 @@ def test_errors_of_configuration_are_completer_aborts_recorded_on_request(record
     rig.configure(REC_CFG_ATS | RECINVSID if recorded else RECINVSID)
 
     def refused(expected: bytes, **access: int) -> None:
-        assert rig.ask(0x1000, **access).status is CA
+        assert rig.ask(0x1000, **access).status is CA  # type: ignore[arg-type]
         assert rig.events() == ([expected] if recorded else [])
 
     refused(hw.configuration_record(0x02, stream=0x1000), stream_id=0x1000)

@@ -1,5 +1,6 @@
-"""Transactions that wait for software: records, STAGs, CMD_RESUME, CMD_STALL_TERM (IHI 0070, 3.12.2, 4.7, 5.5, 7.2.1)."""
+"""Transactions that wait for software: records, STAGs, CMD_RESUME, CMD_STALL_TERM (IHI 0070, 3.12.2, 4.7, 5.5)."""
 
+from contextlib import suppress
 from itertools import product
 
 import pytest
@@ -193,7 +194,7 @@ def test_to_terminate_is_to_abort(action: int) -> None:
 
 
 def test_only_the_right_stream_and_stag_are_answered() -> None:
-    rig, table = rig_with_stage_1()
+    rig, _ = rig_with_stage_1()
     other = STREAM + 1
     rig.ste(hw.STE_S1 | rig.cd_address, stream=other)
     mine = rig.stall(0x1000)
@@ -249,7 +250,7 @@ def test_a_stag_is_not_used_again_while_its_transaction_waits() -> None:
 
 
 def test_clearing_smmuen_aborts_all_and_frees_the_stags() -> None:
-    rig, table = rig_with_stage_1(stall_max=2)
+    rig, _ = rig_with_stage_1(stall_max=2)
     stalls = [rig.stall(page << 12) for page in range(4)]
     assert [s.stag for s in stalls] == [0, 1, None, None]
     rig.write(hw.CR0, 0xC)
@@ -288,10 +289,8 @@ def test_no_more_than_stall_max_are_stalled_and_the_others_come_later() -> None:
 def fill(rig: Stages) -> int:
     """Fill the event queue with other records; returns how many."""
     while (rig.read(hw.EVENTQ_PROD) ^ rig.read(hw.EVENTQ_CONS)) & 0x3F != 0x20:
-        try:
+        with suppress(TransactionAborted):
             rig.begin(0, access=Access(STREAM + 1))
-        except TransactionAborted:
-            pass
     return 32
 
 

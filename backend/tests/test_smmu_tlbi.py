@@ -241,7 +241,7 @@ def test_a_range_goes_by_granule_and_level(granule: int, stage: int) -> None:
             plain = hw.PLAIN if stage == 1 else S2_PLAIN
             own_tg, shifts = GRANULES[granule]
             places = {}
-            for level, shift in shifts.items():
+            for level in shifts:
                 address = level << 36
                 kind = hw.PAGE if level == 3 else hw.BLOCK
                 places[level] = table.map(address, plain | kind, level=level)
