@@ -65,9 +65,14 @@ STAGE_1 = Features(
     stall_model="terminate",
     hierarchical_disable=False,
     stage_2_execute=False,
+    stage_2_write_back=False,
+    break_before_make_level=0,
     range_invalidation=False,
     permission_overrides=False,
     attribute_overrides=False,
+    ats=False,
+    pri=False,
+    atos=False,
 )
 """The least that a driver can live with: stage 1 with 4 KiB pages, and faults that terminate."""
 

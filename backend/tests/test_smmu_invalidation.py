@@ -6,9 +6,8 @@ import pytest
 
 from tests import smmu_rig as hw
 from tests.smmu_rig import CD_PLAIN, Rig
-from viommu.layouts.tables import StreamWorld
 from viommu.smmu import TransactionAborted
-from viommu.smmu.tlb import GLOBAL, STAGE_2, Entry, Tag, Tlb
+from viommu.smmu.tlb import GLOBAL, STAGE_2, Entry, Tag, Tlb, World
 
 SYNC = (0x46, 0)
 OTHER_ASID = 8
@@ -290,7 +289,7 @@ def test_clearing_smmuen_keeps_the_caches() -> None:
 
 # The TLB by itself: accounting and eviction
 
-TAG = Tag(StreamWorld.NS_EL1, 0, 1)
+TAG = Tag(World.EL1, 0, 1)
 
 
 def test_tlb_counts_its_entries() -> None:
@@ -301,11 +300,11 @@ def test_tlb_counts_its_entries() -> None:
     tlb.insert(TAG._replace(asid=GLOBAL), 0x4000_0000, Entry(30, 1))
     tlb.insert(TAG._replace(asid=STAGE_2), 0x1_0000, Entry(16, 0xB_0001))
     assert len(tlb) == 4
-    tlb.invalidate_asid(StreamWorld.NS_EL1, 0, 1)
+    tlb.invalidate_asid(World.EL1, 0, 1)
     assert len(tlb) == 2
-    tlb.invalidate_vmid(StreamWorld.NS_EL1, 0)
+    tlb.invalidate_vmid(World.EL1, 0)
     assert len(tlb) == 1
-    tlb.invalidate_vmid(StreamWorld.NS_EL1, 0, stage_2=True)
+    tlb.invalidate_vmid(World.EL1, 0, stage_2=True)
     assert len(tlb) == tlb._used == 0
 
 
@@ -320,7 +319,7 @@ def test_tlb_never_outgrows_its_capacity(capacity: int, page_shift: int) -> None
         else:
             tlb.insert(tag, step << 12, Entry(page_shift, 1))
         if step % 11 == 0:
-            tlb.invalidate_address(StreamWorld.NS_EL1, 0, step % 50, step * 5 % 40 << 21)
+            tlb.invalidate_address(World.EL1, 0, step % 50, step * 5 % 40 << 21)
         rows = sum(len(row) for space in tlb._spaces.values() for row in space.rows.values())
         blocks = sum(len(space.blocks) for space in tlb._spaces.values())
         assert tlb._used == rows + blocks * 32 <= tlb._capacity

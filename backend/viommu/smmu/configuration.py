@@ -5,6 +5,7 @@ C_BAD_SUBSTREAMID, F_STREAM_DISABLED, stage 2 faults of the CD fetch, F_CD_FETCH
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from viommu.layouts.records import EventType, FaultClass
 from viommu.layouts.registers import StrtabBase, StrtabBaseCfg, StrtabFormat
@@ -39,6 +40,8 @@ STE_SIZE = CD_SIZE = 64
 _CACHE_LIMIT = 4096  # STEs, and contexts: a bound on memory, not a property
 _NO_STAGE_1 = -1
 # Stands for a SubstreamID where no CD is used.
+_AHEAD = 4
+# How many structures, an aligned group, are read where one is needed and the caches are hostile.
 
 
 def _aligned(pointer: int, size: int) -> int:
@@ -48,14 +51,15 @@ def _aligned(pointer: int, size: int) -> int:
 class Configuration:
     """Finds and caches what governs a stream.
 
-    STEs and CDs are cached once they are valid; neither is looked at again before a command invalidates it. One that
-    faulted is not cached, but by a profile whose caching is hostile (3.21.3 allows either).
+    STEs and CDs are cached once they are valid; neither is looked at again before a command invalidates it. A profile
+    whose caching is hostile caches what is invalid too, and the neighbours of what it needs (3.21.3 allows either).
     """
 
     def __init__(self, memory: GuestMemory, features: Features, walker: Walker) -> None:
         self._memory = memory
         self._features = features
         self._walker = walker
+        self._hostile = features.caching == "hostile"
         self._stes: dict[int, StreamTableEntry] = {}
         self._contexts: dict[tuple[int, int], StreamContext | None] = {}
         self._bad: dict[tuple[int, int], EventType] = {}
@@ -110,7 +114,7 @@ class Configuration:
         ste = self.ste(access)
         if ste.config not in _WORKING:
             raise Fault(None)  # Config 0b0xx aborts without an event (5.2)
-        access = self._overridden(ste, access)
+        access = self.overridden(ste, access)
         substream_id = self._select_substream(ste, access)
         key = access.stream_id, substream_id
         try:
@@ -119,13 +123,31 @@ class Configuration:
             pass
         if key in self._bad:
             raise configuration_fault(self._bad[key], access)
+        context = self._find_context(ste, access, substream_id, address)
+        if self._hostile and substream_id != _NO_STAGE_1:
+            ahead = range(substream_id & -_AHEAD, (substream_id & -_AHEAD) + _AHEAD)
+            for other in ahead[: 1 << cd_max(ste, self._features)]:
+                if not self._known(access.stream_id, other):
+                    with suppress(Fault):
+                        self._find_context(ste, access, other, address)
+        return access, context
+
+    def _find_context(
+        self, ste: StreamTableEntry, access: Access, substream_id: int, address: int
+    ) -> StreamContext | None:
         stage_1 = None
         if substream_id != _NO_STAGE_1:
             stage_1 = self._fetch_cd(ste, access, substream_id, address)
         if len(self._contexts) >= _CACHE_LIMIT:
             self._contexts.clear()
-        context = self._contexts[key] = stream_context(ste, stage_1, self._features)
-        return access, context
+        context = stream_context(ste, stage_1, self._features)
+        self._contexts[access.stream_id, substream_id] = context
+        return context
+
+    def _known(self, stream_id: int, substream_id: int) -> bool:
+        key = stream_id, substream_id
+        cached = stream_id in self._stes if substream_id == _NO_STAGE_1 else key in self._contexts
+        return cached or key in self._bad
 
     def ste(self, access: Access) -> StreamTableEntry:
         """The STE of a stream, valid and legal. Raises `Fault`."""
@@ -133,13 +155,16 @@ class Configuration:
         if ste is None:
             if (access.stream_id, _NO_STAGE_1) in self._bad:
                 raise configuration_fault(EventType.C_BAD_STE, access)
+            if self._hostile:
+                first = access.stream_id & -_AHEAD
+                for other in range(first, first + _AHEAD):
+                    if other != access.stream_id and not self._known(other, _NO_STAGE_1):
+                        with suppress(Fault):
+                            self._fetch_ste(access._replace(stream_id=other))
             ste = self._fetch_ste(access)
-            if len(self._stes) >= _CACHE_LIMIT:
-                self._stes.clear()
-            self._stes[access.stream_id] = ste
         return ste
 
-    def _overridden(self, ste: StreamTableEntry, access: Access) -> Access:
+    def overridden(self, ste: StreamTableEntry, access: Access) -> Access:
         """PRIVCFG and INSTCFG (5.2): 0 takes what came, 2 clears, 3 sets; 1 is reserved and takes what came."""
         if self._features.permission_overrides and (ste.privcfg | ste.instcfg) & 2:
             if ste.privcfg & 2:
@@ -149,7 +174,7 @@ class Configuration:
         return access
 
     def _refuse(self, event: EventType, access: Access, substream_id: int) -> Fault:
-        if self._features.caching == "hostile":
+        if self._hostile:
             if len(self._bad) >= _CACHE_LIMIT:
                 self._bad.clear()
             self._bad[access.stream_id, substream_id] = event
@@ -168,6 +193,9 @@ class Configuration:
             self.fetched("STE", access, address, ste)
         if not ste.valid or (ste.config in _WORKING and ste_illegal(ste, self._features)):
             raise self._refuse(EventType.C_BAD_STE, access, _NO_STAGE_1)
+        if len(self._stes) >= _CACHE_LIMIT:
+            self._stes.clear()
+        self._stes[access.stream_id] = ste
         return ste
 
     def _ste_address(self, access: Access) -> int:
@@ -231,7 +259,9 @@ class Configuration:
                 entry = ContextTableLevel1(self._memory.load_u64(entry_place))
             except BusError:
                 raise configuration_fault(EventType.F_CD_FETCH, access, entry_place) from None
-            if not entry.valid:
+            # A pointer beyond the output addresses is as bad as none (3.4.3, as of SMMUv3.1).
+            beyond = stage_2 is None and entry.l2_ptr >> self._features.output_address_bits
+            if not entry.valid or beyond:
                 raise configuration_fault(EventType.C_BAD_SUBSTREAMID, access)
             leaf = _aligned(entry.l2_ptr, CD_SIZE << split)
             place = leaf + (substream_id & (1 << split) - 1) * CD_SIZE

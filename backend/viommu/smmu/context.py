@@ -12,6 +12,7 @@ from viommu.layouts.tables import (
     TG0_GRANULES,
     TG1_GRANULES,
     ContextDescriptor,
+    Eats,
     S1Format,
     SteConfig,
     StreamTableEntry,
@@ -19,9 +20,11 @@ from viommu.layouts.tables import (
 )
 from viommu.smmu.faults import Fault
 from viommu.smmu.features import Features
-from viommu.smmu.tlb import GLOBAL, STAGE_2, Tag
+from viommu.smmu.tlb import GLOBAL, GLOBAL_SET_1, STAGE_2, Tag, World
 
-_WORLDS = frozenset(int(world) for world in StreamWorld)
+_DEVICE = 0b11 << 4
+_DEVICE_FWB = 1 << 4
+# The bits of a stage 2 descriptor that are 0 in Device memory: MemAttr[3:2], or with STE.S2FWB MemAttr[2] (DDI 0487).
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,10 @@ class TableBase:
 
 @dataclass(frozen=True, slots=True)
 class Stage1:
-    """A context descriptor, decoded. `single_privilege` is the EL2 regime without E2H."""
+    """A context descriptor, decoded. `single_privilege` is the EL2 regime without E2H.
+
+    `global_asid` is where the TLB keeps global entries of its ASID set.
+    """
 
     low: TableBase
     high: TableBase
@@ -55,13 +61,17 @@ class Stage1:
     single_privilege: bool
     records: bool
     stalls: bool
-    world: StreamWorld
+    world: World
     asid: int
+    global_asid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Stage2:
-    """The stage 2 part of an STE, decoded. `start_level` is the level of the first table, or tables side by side."""
+    """The stage 2 part of an STE, decoded. `start_level` is the level of the first table, or tables side by side.
+
+    `device_mask` are the bits of a descriptor that are 0 in Device memory.
+    """
 
     address: int
     input_bits: int
@@ -72,6 +82,7 @@ class Stage2:
     updates_access_flag: bool
     updates_dirty: bool
     protected_walk: bool
+    device_mask: int
     records: bool
     stalls: bool
     tag: Tag
@@ -129,13 +140,30 @@ def ste_illegal(ste: StreamTableEntry, features: Features) -> bool:
             return True
         if ste.s1_stalld and features.stall_model != "both":
             return True
-        # STRW counts only for stage 1 alone, and where there is an EL2 (5.2, STRW).
-        own_world = ste.config == SteConfig.S1_TRANSLATE and features.hyp
-        if own_world and int(ste.strw) not in _WORLDS:
+        if ste.s1_context_ptr >> features.output_address_bits:  # 3.4.3, as of SMMUv3.1
             return True
+    if features.ats and _ats_illegal(ste):
+        return True
+    # STRW counts only for stage 1 alone, and where there is an EL2 (5.2, STRW).
+    world_counts = ste.config == SteConfig.S1_TRANSLATE and features.el2
+    if world_counts and ste.strw not in list(StreamWorld):
+        return True
+    # S2VMID counts whenever something translates for EL1 (5.2, S2VMID).
+    tagged = features.stage_2 and ste.config != SteConfig.BYPASS
+    if tagged and not (world_counts and ste.strw) and ste.s2_vmid >> features.vmid_bits:
+        return True
     if translates_stage_2(ste):
         return not features.stage_2 or decode_stage_2(ste, features) is None
     return False
+
+
+def _ats_illegal(ste: StreamTableEntry) -> bool:
+    """EATS, which is ignored where nothing translates: no ATS with a stage 2 that stalls, split only what is nested."""
+    if not (translates_stage_1(ste) or translates_stage_2(ste)):
+        return False
+    if ste.eats == Eats.SPLIT_STAGE:
+        return ste.config != SteConfig.NESTED or ste.s2_s
+    return ste.eats == Eats.FULL and translates_stage_2(ste) and ste.s2_s
 
 
 def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:
@@ -151,7 +179,7 @@ def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:
         or (ste.s2_hd and features.httu < 2)
         or (ste.s2_s and features.stall_model == "terminate")
         or (not ste.s2_s and features.stall_model == "stall")
-        or ste.s2_ttb >> output_bits
+        or not _table_fits(ste.s2_ttb, granule, output_bits)
     ):
         return None
     input_bits = 64 - ste.s2_t0sz
@@ -160,7 +188,7 @@ def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:
     # The input is an IPA: it has no more bits than the OAS (3.4.1).
     if not least <= ste.s2_t0sz <= 39 or start_level is None:
         return None
-    if input_bits > max(features.output_address_bits, 40):
+    if input_bits > features.output_address_bits:
         return None
     # The first table: bits that one table of this level covers, and up to 16 of them side by side.
     stride = granule - 3
@@ -169,7 +197,7 @@ def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:
     if input_bits <= below or entries > 16 << stride:
         return None
     return Stage2(
-        address=ste.s2_ttb & -max(entries * 8, 16),
+        address=ste.s2_ttb & -_alignment(entries, output_bits),
         input_bits=input_bits,
         granule=granule,
         start_level=start_level,
@@ -178,20 +206,27 @@ def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:
         updates_access_flag=ste.s2_ha,
         updates_dirty=ste.s2_ha and ste.s2_hd,
         protected_walk=ste.s2_ptw,
+        device_mask=_DEVICE_FWB if ste.s2fwb and features.stage_2_write_back else _DEVICE,
         records=ste.s2_r,
         stalls=ste.s2_s,
-        tag=Tag(StreamWorld.NS_EL1, _vmid(ste, features), STAGE_2),
+        tag=Tag(World.EL1, ste.s2_vmid, STAGE_2),
     )
+
+
+def _table_fits(address: int, granule: int, output_bits: int) -> bool:
+    """TTB0, TTB1 and S2TTB: only tables of 64 KiB granules lie above 48 bits (5.4, TTB0)."""
+    return not address >> (output_bits if granule == 16 else min(output_bits, 48))
+
+
+def _alignment(entries: int, output_bits: int) -> int:
+    """A first table is aligned to its size, the lower bits of its address are ignored (5.4, TTB0)."""
+    return max(entries * 8, 64 if output_bits == 52 else 16)
 
 
 def _start_level(granule: int, sl0: int) -> int | None:
     """S2SL0 (5.2): 4 KiB tables count from level 2 up, the others from level 3 up."""
     level = (2 if granule == 12 else 3) - sl0
     return None if sl0 == 3 or level < 0 else level
-
-
-def _vmid(ste: StreamTableEntry, features: Features) -> int:
-    return ste.s2_vmid & (1 << features.vmid_bits) - 1
 
 
 def decode_stage_1(
@@ -208,33 +243,36 @@ def decode_stage_1(
         or (cd.hd and features.httu < 2)
     ):
         return None
-    world = StreamWorld.NS_EL1
-    if ste.config == SteConfig.S1_TRANSLATE and features.hyp:
-        world = ste.strw
-    single = world == StreamWorld.EL2 and not e2h
+    world = World.EL1
+    if ste.config == SteConfig.S1_TRANSLATE and features.el2 and ste.strw == StreamWorld.EL2:
+        world = World.EL2_E2H if e2h else World.EL2
+    # EL2 has no ASIDs and no second half, and its first half cannot be disabled (5.4.1).
+    single = world is World.EL2
     output_bits = address_bits(cd.ips, features)
-    # EL2 without E2H has no second half (5.4, EPD1).
-    epd1 = cd.epd1 or single
-    if cd.endi and not (cd.epd0 and epd1):  # IDR0.TTENDIAN: little-endian only
+    epd0, epd1 = cd.epd0 and not single, cd.epd1 and not single
+    if cd.endi and not (epd0 and epd1):  # IDR0.TTENDIAN: little-endian only
+        return None
+    if features.asid_bits == 8 and cd.asid >> 8 and not single:
         return None
     halves = []
     for upper, epd, tsz, granule, ttb, tbi, had in (
-        (False, cd.epd0, cd.t0sz, TG0_GRANULES.get(cd.tg0), cd.ttb0, cd.tbi0, cd.had0),
-        (True, epd1, cd.t1sz, TG1_GRANULES.get(cd.tg1), cd.ttb1, cd.tbi1, cd.had1),
+        (False, epd0, cd.t0sz, TG0_GRANULES.get(cd.tg0), cd.ttb0, cd.tbi0, cd.had0),
+        (True, epd1 or single, cd.t1sz, TG1_GRANULES.get(cd.tg1), cd.ttb1, cd.tbi1, cd.had1),
     ):
         if epd:
             granule, tsz = 12, 16
         else:
             least = 12 if granule == 16 and features.output_address_bits == 52 else 16
-            if granule not in features.granules or not least <= tsz <= 39 or ttb >> output_bits:
+            if granule not in features.granules or not least <= tsz <= 39:
                 return None
-        assert granule is not None
+            assert granule is not None
+            if not _table_fits(ttb, granule, output_bits):
+                return None
         levels = -(-(64 - tsz - granule) // (granule - 3))
         entries = 1 << (64 - tsz - granule - (levels - 1) * (granule - 3))
         halves.append(
             TableBase(
-                # Aligned to the size of the first table, its lower bits are ignored (5.4).
-                address=ttb & -max(16, entries * 8),
+                address=ttb & -_alignment(entries, output_bits),
                 input_bits=64 - tsz,
                 granule=granule,
                 enabled=not epd,
@@ -256,7 +294,8 @@ def decode_stage_1(
         records=cd.r,
         stalls=cd.s,
         world=world,
-        asid=0 if single else cd.asid & (1 << features.asid_bits) - 1,
+        asid=0 if single else cd.asid,
+        global_asid=GLOBAL_SET_1 if cd.aset else GLOBAL,
     )
 
 
@@ -268,9 +307,9 @@ def stream_context(
     tags: tuple[Tag, ...]
     if stage_1 is not None:
         vmid = stage_2.tag.vmid if stage_2 is not None else 0
-        if stage_1.world == StreamWorld.NS_EL1 and stage_2 is None and features.stage_2:
-            vmid = _vmid(ste, features)  # stage 1 alone is tagged with S2VMID too (5.2, S2VMID)
-        tags = (Tag(stage_1.world, vmid, stage_1.asid), Tag(stage_1.world, vmid, GLOBAL))
+        if stage_1.world is World.EL1 and stage_2 is None and features.stage_2:
+            vmid = ste.s2_vmid  # stage 1 alone is tagged with it too (5.2, S2VMID)
+        tags = tuple(Tag(stage_1.world, vmid, asid) for asid in (stage_1.asid, stage_1.global_asid))
     elif stage_2 is not None:
         tags = (stage_2.tag,)
     else:
@@ -284,7 +323,11 @@ def as_configured(fault: Fault, stage: Stage1 | Stage2 | None) -> Fault:
     if record is None or not EventType.F_TRANSLATION <= record.event <= EventType.F_PERMISSION:
         return fault
     if stage is None:
-        return fault  # of a stage 1 that is bypassed: nothing configures it
+        return fault  # stage 1 was bypassed by an address that is too large (3.12)
     if stage.stalls:
         return Fault(record, stall=True)
-    return fault if stage.records else Fault(None)
+    if stage.records:
+        return fault
+    silent = Fault(None)
+    silent.hidden = record
+    return silent

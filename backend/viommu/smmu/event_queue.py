@@ -1,8 +1,8 @@
 """The event queue: records in guest RAM, overflow, loss (IHI 0070, 7.2 and 7.4)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from viommu.layouts.records import EVENT_RECORD_SIZE, EventRecord
+from viommu.layouts.records import EVENT_RECORD_SIZE, EventRecord, EventType
 from viommu.layouts.registers import QUEUE_OVERFLOW, GlobalError
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.events import EventLost, EventRecorded
@@ -26,8 +26,7 @@ class EventQueue:
     ) -> None:
         self.ring = Ring(EVENT_RECORD_SIZE, features.event_queue_log2)
         self.enabled = False
-        self._pending: list[EventRecord] = []
-        self._last = (-1, 0)  # the position behind the last record, and its value
+        self._last = (-1, 0)  # the position behind the last record, and what it said
         self._memory = memory
         self._tracer = tracer
         self._raise_error = raise_error
@@ -35,10 +34,9 @@ class EventQueue:
         self._interrupt = interrupt
 
     def reset(self) -> None:
-        """As after reset: nothing queued, nothing pending."""
+        """As after reset: nothing queued."""
         self.ring.reset()
         self.enabled = False
-        self._pending.clear()
         self._last = (-1, 0)
 
     def record(self, record: EventRecord, *, merge: bool = False) -> None:
@@ -49,25 +47,15 @@ class EventQueue:
         The interrupt is triggered with every record, not only when the queue was empty: a choice that spares software
         the race between its last look and its write of EVENTQ_CONS.
         """
-        if record.stall:
-            self._pending.append(record)
-            self.flush()
-        elif not (merge and not self.ring.empty and self._last == (self.ring.prod, record.value)):
-            self._write(record)
-
-    def flush(self) -> None:
-        """Write the records of stalled transactions that found no room: they are never lost (7.4)."""
-        while self._pending and self._has_room:
-            if not self._write(self._pending.pop(0)):
-                return
-
-    def forget(self, stags: Iterable[int]) -> None:
-        """The transactions of these STAGs have ended: their records need not be written any more."""
-        gone = set(stags)
-        self._pending = [record for record in self._pending if record.stag not in gone]
+        said = _told_apart(record)
+        if merge and not self.ring.empty and self._last == (self.ring.prod, said):
+            return
+        if self._write(record):
+            self._last = self.ring.prod, said
 
     @property
-    def _has_room(self) -> bool:
+    def writable(self) -> bool:
+        """A record finds room (7.2.1). Stalled transactions wait for this."""
         return (
             self.enabled
             and not self.ring.full
@@ -92,7 +80,6 @@ class EventQueue:
             return self._lost(record, "the queue is not in memory")
         index = ring.prod & (1 << ring.log2size) - 1
         ring.prod = ring.after(ring.prod)
-        self._last = ring.prod, record.value
         if self._tracer:
             self._tracer.emit(EventRecorded(_name(record), record.stream_id, index, str(record)))
         self._interrupt()
@@ -106,3 +93,10 @@ class EventQueue:
 
 def _name(record: EventRecord) -> str:
     return getattr(record.event, "name", hex(record.event))
+
+
+def _told_apart(record: EventRecord) -> int:
+    """What tells events apart that may be merged: of the address of a fault of translation only the page (7.3.13)."""
+    if EventType.F_TRANSLATION <= record.event <= EventType.F_PERMISSION:
+        return record.value & ~(0xFFF << EventRecord.address.low)
+    return record.value

@@ -16,11 +16,11 @@ class Access(NamedTuple):
 
 
 class Stalled:
-    """One stalled transaction. `resolution` is None until software answers."""
+    """One stalled transaction. `resolution` is None until software answers; `stag` is None while there is no record."""
 
     __slots__ = ("access", "address", "record", "resolution", "stag")
 
-    def __init__(self, access: Access, address: int, stag: int, record: EventRecord) -> None:
+    def __init__(self, access: Access, address: int, stag: int | None, record: EventRecord) -> None:
         self.access, self.address, self.stag, self.record = access, address, stag, record
         self.resolution: str | None = None
         """`retry`, or `abort`."""
@@ -37,6 +37,8 @@ class Fault(Exception):
         self.record = record
         self.stall = stall
         self.merge = False
+        self.hidden: EventRecord | None = None
+        """What is not recorded because software does not want it."""
 
 
 class TransactionAborted(Exception):

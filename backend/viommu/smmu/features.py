@@ -12,8 +12,11 @@ STALL_MODELS = {"both": 0, "terminate": 1, "stall": 2}
 class Features:
     """One profile. Widths are in bits, queue sizes in log2 of entries, granules in log2 of bytes.
 
-    `httu` is 0, 1 (access flag) or 2 (and dirty state). `caching` is a behaviour and no ID bit: `none` forgets after
-    every transaction, `normal` keeps what was used, `hostile` keeps and fetches ahead whatever the architecture allows.
+    `httu` is 0, 1 (access flag) or 2 (and dirty state). `break_before_make_level` is what IDR3.BBML promises: blocks
+    and pages live side by side in the TLB whatever it says. `endpoint_pasid` gives the functions a PASID
+    capability, whose enable then rules their SubstreamIDs. `caching` is a behaviour and no ID bit: `none` forgets
+    after every transaction, `normal` keeps what was used, `hostile` keeps and fetches ahead whatever the
+    architecture allows.
     """
 
     stream_id_bits: int = 16
@@ -35,9 +38,15 @@ class Features:
     stall_max: int = 64
     hierarchical_disable: bool = True
     stage_2_execute: bool = True
+    stage_2_write_back: bool = True
     range_invalidation: bool = True
+    break_before_make_level: int = 2
     permission_overrides: bool = True
     attribute_overrides: bool = True
+    ats: bool = True
+    pri: bool = True
+    atos: bool = True
+    endpoint_pasid: bool = False
     caching: str = "normal"
 
     def __post_init__(self) -> None:
@@ -52,7 +61,10 @@ class Features:
             (self.asid_bits in (8, 16) and self.vmid_bits in (8, 16), "asid_bits and vmid_bits are 8 or 16"),
             (self.httu in (0, 1, 2), "httu is 0, 1 or 2"),
             (self.stall_model in STALL_MODELS, f"stall_model is one of {', '.join(STALL_MODELS)}"),
+            (self.break_before_make_level in (0, 1, 2), "break_before_make_level is 0, 1 or 2"),
             (1 <= self.stall_max <= 0xFFFF, "stall_max is 1 to 65535"),
+            (self.ats or not self.pri, "pri needs ats"),
+            (self.substream_id_bits or not self.endpoint_pasid, "endpoint_pasid needs substream_id_bits"),
             (self.caching in ("none", "normal", "hostile"), "caching is none, normal or hostile"),
             (self.output_address_bits < 52 or 16 in self.granules, "52 address bits need the 64 KiB granule (16)"),
         )  # fmt: skip
@@ -66,9 +78,18 @@ class Features:
         return self.stall_model != "terminate"
 
     @property
-    def two_stages(self) -> bool:
-        """Stage 1 can be nested in stage 2."""
-        return self.stage_1 and self.stage_2
+    def el2(self) -> bool:
+        """Stage 1 can belong to EL2."""
+        return self.hyp and self.stage_1
+
+    @property
+    def minor_revision(self) -> int:
+        """SMMU_AIDR.ArchMinorRev: the latest of SMMUv3.0 to 3.2 whose mandatory features are all there."""
+        if self.stage_1 > self.hierarchical_disable or self.stage_2 > self.stage_2_execute:
+            return 0
+        if self.stage_2 > self.stage_2_write_back or not self.break_before_make_level:
+            return 1
+        return 2 if self.range_invalidation else 1
 
     def idr0(self) -> Idr0:
         """AArch64 tables, little-endian, coherent; a terminated transaction is an abort."""
@@ -78,12 +99,16 @@ class Features:
             ttf=2,
             cohacc=True,
             httu=self.httu,
-            hyp=self.hyp and self.stage_1,
+            hyp=self.el2,
+            ats=self.ats,
+            pri=self.pri,
+            atos=self.atos,
             asid16=self.asid_bits == 16,
             vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,
             cd2l=self.two_level_contexts,
             ttendian=2,
+            atsrecerr=self.ats,
             stall_model=STALL_MODELS[self.stall_model],
             term_model=True,
             st_level=int(self.two_level_streams),
@@ -95,6 +120,7 @@ class Features:
             sidsize=self.stream_id_bits,
             ssidsize=self.substream_id_bits,
             eventqs=self.event_queue_log2,
+            priqs=self.event_queue_log2 if self.pri else 0,
             cmdqs=self.command_queue_log2,
             attr_perms_ovr=self.permission_overrides,
             attr_types_ovr=self.attribute_overrides,
@@ -105,7 +131,9 @@ class Features:
         return Idr3(
             had=self.hierarchical_disable and self.stage_1,
             xnx=self.stage_2_execute and self.stage_2,
+            fwb=self.stage_2_write_back and self.stage_2,
             ril=self.range_invalidation,
+            bbml=self.break_before_make_level,
         )
 
     def idr5(self) -> Idr5:

@@ -1,4 +1,4 @@
-"""Transactions that wait for software's answer to their fault (IHI 0070, 3.12.2, 4.6)."""
+"""Transactions that wait for software's answer to their fault (IHI 0070, 3.12.2, 4.7)."""
 
 from collections.abc import Iterator
 
@@ -7,24 +7,31 @@ from viommu.smmu.faults import Access, Stalled
 
 
 class StallTable:
-    """The transactions that are stalled, by STAG. A STAG is not used again while its transaction waits."""
+    """The transactions that are stalled, by STAG; and those held back, which faulted and could not be recorded.
+
+    A STAG is not used again while its transaction waits.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._stalled: dict[int, Stalled] = {}
-        self._waiting: list[Stalled] = []
+        self._held: list[Stalled] = []
         self._next = 0
 
     def __len__(self) -> int:
+        """Those that have a STAG."""
         return len(self._stalled)
 
     def __iter__(self) -> Iterator[Stalled]:
         return iter(self._stalled.values())
 
-    def add(self, access: Access, address: int, record: EventRecord) -> Stalled | None:
-        """Stall a transaction; its record gets its STAG. None when IDR5.STALL_MAX are stalled: then `queue` it."""
-        if len(self._stalled) >= self._limit:
-            return None
+    @property
+    def full(self) -> bool:
+        """As many as IDR5.STALL_MAX says are stalled."""
+        return len(self._stalled) >= self._limit
+
+    def add(self, access: Access, address: int, record: EventRecord) -> Stalled:
+        """Stall a transaction, while the table is not `full`. Its record gets its STAG."""
         while self._next in self._stalled:
             self._next = (self._next + 1) & 0xFFFF
         stag = self._next
@@ -33,36 +40,36 @@ class StallTable:
         stalled = self._stalled[stag] = Stalled(access, address, stag, record)
         return stalled
 
-    def queue(self, access: Access, address: int, record: EventRecord) -> Stalled:
-        """Hold a transaction back without a record, until one that is stalled is answered; then it tries again."""
-        self._waiting.append(Stalled(access, address, 0, record))
-        return self._waiting[-1]
+    def hold(self, access: Access, address: int, record: EventRecord) -> Stalled:
+        """Hold a transaction back without a record: it tries again when there is room for one (7.2.1)."""
+        held = Stalled(access, address, None, record)
+        self._held.append(held)
+        return held
 
-    def _admit(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for stalled in waiting:
+    def admit(self) -> None:
+        """There is room: who was held back tries again, as if it had just arrived."""
+        held, self._held = self._held, []
+        for stalled in held:
             stalled.resolution = "retry"
 
-    def resume(self, stream_id: int, stag: int, resolution: str) -> Stalled | None:
-        """CMD_RESUME: answer one. A STAG that waits for nothing, or is another stream's, is ignored (4.6.1)."""
+    def resume(self, stream_id: int, stag: int, resolution: str) -> None:
+        """CMD_RESUME: answer one. A STAG that waits for nothing, or is another stream's, is ignored (4.7.1)."""
         stalled = self._stalled.get(stag)
-        if stalled is None or stalled.access.stream_id != stream_id:
-            return None
-        stalled.resolution = resolution
-        del self._stalled[stag]
-        self._admit()
-        return stalled
+        if stalled is not None and stalled.access.stream_id == stream_id:
+            stalled.resolution = resolution
+            del self._stalled[stag]
 
-    def terminate(self, stream_id: int) -> list[Stalled]:
-        """CMD_STALL_TERM: abort all of a stream (4.6.2)."""
-        return [self._end(s) for s in list(self) if s.access.stream_id == stream_id]
+    def terminate(self, stream_id: int) -> None:
+        """CMD_STALL_TERM: abort all of a stream, those held back too (4.7.2)."""
+        self._end([s for s in (*self, *self._held) if s.access.stream_id == stream_id])
 
-    def terminate_all(self) -> list[Stalled]:
-        """SMMUEN was cleared, or the SMMU reset."""
-        return [self._end(s) for s in list(self)]
+    def terminate_all(self) -> None:
+        """SMMUEN was cleared (6.3.9.6), or the SMMU reset."""
+        self._end([*self, *self._held])
 
-    def _end(self, stalled: Stalled) -> Stalled:
-        stalled.resolution = "abort"
-        del self._stalled[stalled.stag]
-        self._admit()
-        return stalled
+    def _end(self, ended: list[Stalled]) -> None:
+        for stalled in ended:
+            stalled.resolution = "abort"
+            if stalled.stag is not None:
+                del self._stalled[stalled.stag]
+        self._held = [held for held in self._held if held.resolution is None]

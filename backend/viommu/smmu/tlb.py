@@ -5,17 +5,18 @@ of pages is looked up and moved at once. Blocks are kept one by one. The model f
 or when it is full; it never notices by itself that a table changed, so a missing invalidation shows.
 
 Translations of stage 1, and of both stages together, are kept under their input address and ASID; translations of
-stage 2 alone under the IPA and `STAGE_2`.
+stage 2 alone under the IPA and `STAGE_2`. What stage 1 maps by one descriptor and stage 2 by several smaller ones is
+kept in fragments, and one invalidation of any address of it takes all of them (DDI 0487, TLB maintenance).
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from enum import IntEnum
 from typing import NamedTuple
 
-from viommu.layouts.tables import StreamWorld
-
 GLOBAL = -1
-"""The ASID under which global entries are kept."""
+"""The ASID under which global entries are kept. Those of the other ASID set (CD.ASET) are kept under `GLOBAL_SET_1`."""
+GLOBAL_SET_1 = -3
 STAGE_2 = -2
 """The ASID under which translations of IPAs are kept."""
 
@@ -33,17 +34,28 @@ DEVICE = 1 << 8
 """Flags of a slot, below the address."""
 
 FLAGS = (1 << 12) - 1
+OUTPUT = (1 << 52) - (1 << 12)
+"""The two parts of a slot."""
 _BLOCK_WEIGHT = 32
 # A block in a dict takes about as much memory as this many slots.
-KEY_MASK = (1 << 56) - 1
+_HALF = 1 << 55
+KEY_MASK = 2 * _HALF - 1
 """Addresses are told apart by bits 55:0: what is above is the sign, or a tag that TBI ignores."""
 _PAGE_SHIFTS = (12, 14, 16)
+
+
+class World(IntEnum):
+    """StreamWorld: the translation regime that an entry belongs to (3.3.3)."""
+
+    EL1 = 0
+    EL2 = 1
+    EL2_E2H = 2
 
 
 class Tag(NamedTuple):
     """What a translation belongs to."""
 
-    world: StreamWorld
+    world: World
     vmid: int
     asid: int
 
@@ -56,17 +68,19 @@ class Entry(NamedTuple):
 
 
 class _Space:
-    """The entries of one tag: rows by page size and place, blocks by size and place."""
+    """The entries of one tag: rows by page size and place, blocks by size and place.
 
-    __slots__ = ("blocks", "page_shifts", "rows", "splits")
+    `broken` has the sizes and places of what was mapped as a whole by stage 1 and is kept in fragments.
+    """
+
+    __slots__ = ("blocks", "broken", "page_shifts", "rows")
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, int], array[int]] = {}
         self.blocks: dict[tuple[int, int], int] = {}
+        self.broken: set[tuple[int, int]] = set()
         # The page sizes that rows have had; one, but for odd guests.
         self.page_shifts: tuple[int, ...] = ()
-        # Leaves of stage 1 that are kept in pieces, as stage 2 has them: log2 of bytes, and the place.
-        self.splits: set[tuple[int, int]] = set()
 
     def weight(self) -> int:
         rows = sum(len(row) for row in self.rows.values())
@@ -122,9 +136,20 @@ class Tlb:
         shift, row = found
         return Entry(shift, row[(address & KEY_MASK) >> shift & len(row) - 1])
 
-    def insert(self, tag: Tag, address: int, entry: Entry) -> "array[int] | None":
-        """Remember that `entry` maps what `address` lies in. Returns the row when it is a page."""
+    def insert(
+        self, tag: Tag, address: int, entry: Entry, *, whole: int = 0
+    ) -> "array[int] | None":
+        """Remember that `entry` maps what `address` lies in. Returns the row when it is a page.
+
+        `whole` is log2 of the bytes that stage 1 maps there, when `entry` is but a fragment of them.
+        """
         address &= KEY_MASK
+        row = self._insert(tag, address, entry)
+        if whole > entry.shift:
+            self._spaces[tag].broken.add((whole, address >> whole))
+        return row
+
+    def _insert(self, tag: Tag, address: int, entry: Entry) -> "array[int] | None":
         if entry.shift not in _PAGE_SHIFTS:
             self._insert_block(tag, (entry.shift, address >> entry.shift), entry.slot)
             return None
@@ -148,15 +173,6 @@ class Tlb:
         if key in space.blocks:
             self._used -= _BLOCK_WEIGHT
         space.blocks[key] = slot
-
-    def note_split(self, tag: Tag, address: int, shift: int) -> None:
-        """What `tag` has of `address` is a piece of a leaf of 2^shift bytes: who invalidates any of it invalidates all.
-
-        Software invalidates a block by one address (DDI 0487, D8: TLB maintenance), however it is kept.
-        """
-        space = self._spaces.get(tag)
-        if space is not None:
-            space.splits.add((shift, (address & KEY_MASK) >> shift))
 
     def forget(self, tag: Tag, address: int) -> None:
         """Drop the entry of `tag` that maps `address`."""
@@ -190,12 +206,12 @@ class Tlb:
         self._spaces.clear()
         self._used = 0
 
-    def invalidate_world(self, world: StreamWorld) -> None:
+    def invalidate_world(self, world: World) -> None:
         """Every entry of a StreamWorld, of both stages (CMD_TLBI_NSNH_ALL, CMD_TLBI_EL2_ALL)."""
         for tag in [t for t in self._spaces if t.world is world]:
             self._drop(tag)
 
-    def invalidate_vmid(self, world: StreamWorld, vmid: int, *, stage_2: bool = False) -> None:
+    def invalidate_vmid(self, world: World, vmid: int, *, stage_2: bool = False) -> None:
         """Every stage 1 entry of the VMID, global ones too (CMD_TLBI_NH_ALL).
 
         With `stage_2` those of stage 2 as well (CMD_TLBI_S12_VMALL).
@@ -204,83 +220,100 @@ class Tlb:
             if stage_2 or tag.asid != STAGE_2:
                 self._drop(tag)
 
-    def invalidate_asid(self, world: StreamWorld, vmid: int, asid: int) -> None:
+    def invalidate_asid(self, world: World, vmid: int, asid: int) -> None:
         """Every entry of the ASID that is not global (CMD_TLBI_NH_ASID)."""
         tag = Tag(world, vmid, asid)
         if tag in self._spaces:
             self._drop(tag)
 
-    def invalidate_range(
-        self, world: StreamWorld, vmid: int, asid: int | None, address: int, size: int
-    ) -> None:
-        """The entries that map any byte of a range (CMD_TLBI_NH_VA, _VAA, _S2_IPA and those of EL2).
+    def invalidate_address(self, world: World, vmid: int, asid: int | None, address: int) -> None:
+        """The entries that map one byte (CMD_TLBI_NH_VA, _VAA, _S2_IPA and those of EL2).
 
         With an ASID, global entries too; `asid` None is every ASID. `STAGE_2` is for IPAs, and leaves entries of both
-        stages alone, as the architecture allows.
+        stages alone, as the architecture allows (4.4.3).
         """
-        first = address & KEY_MASK
-        last = min(first + size - 1, KEY_MASK)
-        for tag, space in list(self._of(world, vmid, asid)):
-            self._clear_range(space, *_with_splits(space, first, last))
-            if not space.blocks and not space.rows:
-                del self._spaces[tag]
-
-    def _clear_range(self, space: _Space, first: int, last: int) -> None:
-        for key, row in space.rows.items():
-            _clear(key, row, first, last)
-        for shift, place in list(space.blocks):
-            if place << shift <= last and first <= (place + 1 << shift) - 1:
-                del space.blocks[shift, place]
-                self._used -= _BLOCK_WEIGHT
-
-    def invalidate_address(
-        self, world: StreamWorld, vmid: int, asid: int | None, address: int
-    ) -> None:
-        """`invalidate_range` of the entries that map one byte."""
         address &= KEY_MASK
         for tag, space in list(self._of(world, vmid, asid)):
-            if space.splits:
-                self._clear_range(space, *_with_splits(space, address, address))
-            else:
-                self._forget(space, address)
-            if not space.blocks and not space.rows:
-                del self._spaces[tag]
+            self._forget(space, address)
+            if space.broken:
+                for shift in _ALL_SHIFTS:
+                    if (shift, address >> shift) in space.broken:
+                        self._clear_whole(space, (shift, address >> shift))
+            self._tidy(tag, space)
 
-    def _of(self, world: StreamWorld, vmid: int, asid: int | None) -> Iterator[tuple[Tag, _Space]]:
+    def invalidate_range(
+        self,
+        world: World,
+        vmid: int,
+        asid: int | None,
+        address: int,
+        size: int,
+        shifts: Collection[int],
+    ) -> None:
+        """`invalidate_address` of every byte of a range, for entries whose log2 of bytes is one of `shifts`.
+
+        A range does not reach from the lower half of the address space into the upper one, nor beyond it (4.4.1.1).
+        """
+        first = address & KEY_MASK
+        last = min(first + size - 1, first | _HALF - 1)
+        for tag, space in list(self._of(world, vmid, asid)):
+            self._clear(space, first, last, shifts)
+            for shift, place in list(space.broken):
+                if shift in shifts and first >> shift <= place <= last >> shift:
+                    self._clear_whole(space, (shift, place))
+            self._tidy(tag, space)
+
+    def _clear_whole(self, space: _Space, key: tuple[int, int]) -> None:
+        """Drop all fragments of what stage 1 maps as a whole."""
+        shift, place = key
+        space.broken.discard(key)
+        self._clear(space, place << shift, (place + 1 << shift) - 1, _ALL_SHIFTS)
+
+    def _clear(self, space: _Space, first: int, last: int, shifts: Collection[int]) -> None:
+        for shift in shifts:
+            if shift in space.page_shifts:
+                span = 2 * shift - 3
+                for place in _within(space.rows, shift, first >> span, last >> span):
+                    _clear_slots(space.rows[shift, place], place << span, shift, first, last)
+            elif space.blocks:
+                for place in _within(space.blocks, shift, first >> shift, last >> shift):
+                    del space.blocks[shift, place]
+                    self._used -= _BLOCK_WEIGHT
+
+    def _tidy(self, tag: Tag, space: _Space) -> None:
+        if not space.blocks and not space.rows:
+            del self._spaces[tag]
+
+    def _of(self, world: World, vmid: int, asid: int | None) -> Iterator[tuple[Tag, _Space]]:
         for tag, space in self._spaces.items():
             if tag.world is not world or tag.vmid != vmid:
                 continue
             if tag.asid == STAGE_2 or asid == STAGE_2:
                 wanted = tag.asid == asid
             else:
-                wanted = asid is None or tag.asid in (asid, GLOBAL)
+                wanted = asid is None or tag.asid in (asid, GLOBAL, GLOBAL_SET_1)
             if wanted:
                 yield tag, space
 
 
-def _with_splits(space: _Space, first: int, last: int) -> tuple[int, int]:
-    """The range, made wide enough for every leaf that is kept in pieces and of which it has a byte."""
-    low, high = first, last
-    for shift, place in list(space.splits):
-        start = place << shift
-        end = start + (1 << shift) - 1
-        if start <= last and first <= end:
-            low, high = min(low, start), max(high, end)
-            space.splits.discard((shift, place))
-    return low, high
+def _within(
+    entries: Collection[tuple[int, int]], shift: int, low: int, high: int
+) -> Collection[int]:
+    """The places from `low` to `high` at which there is an entry of `shift`."""
+    if high - low < len(entries):
+        return [place for place in range(low, high + 1) if (shift, place) in entries]
+    return [place for size, place in entries if size == shift and low <= place <= high]
 
 
-def _clear(key: tuple[int, int], row: "array[int]", first: int, last: int) -> None:
-    """Empty the slots of a row that map a byte from `first` to `last`."""
-    shift, place = key
-    start = place << (2 * shift - 3)
+def _clear_slots(row: "array[int]", start: int, shift: int, first: int, last: int) -> None:
+    """Empty the slots of a row from `start` on that map a byte from `first` to `last`."""
     low = max(first - start, 0) >> shift
     high = min((last - start >> shift) + 1, len(row))
-    if low < high:
-        row[low:high] = array("Q", bytes(8 * (high - low)))
+    row[low:high] = array("Q", bytes(8 * (high - low)))
 
 
 _BLOCK_SHIFTS = tuple(
     sorted({granule + levels * (granule - 3) for granule in _PAGE_SHIFTS for levels in (1, 2)})
 )
 """log2 of the bytes that a block of level 2, and of level 1, maps, for every granule."""
+_ALL_SHIFTS = _PAGE_SHIFTS + _BLOCK_SHIFTS

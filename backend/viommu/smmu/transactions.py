@@ -1,9 +1,10 @@
 """The SMMU as client devices see it: a transaction is translated, aborted or stalled (IHI 0070, 3.3 and 3.12)."""
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from viommu.layouts.commands import Opcode, StreamCommand
-from viommu.layouts.records import EventType
+from viommu.layouts.records import EventRecord, EventType
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.event_queue import EventQueue
@@ -68,15 +69,7 @@ class Transactions:
         """Record what is to be recorded. Raises `TransactionStalled` when the transaction shall wait."""
         record = fault.record
         if fault.stall and record is not None:
-            stalled = self._stalls.add(access, iova, record)
-            if stalled is None:
-                raise TransactionStalled(self._stalls.queue(access, iova, record))
-            if self._tracer:
-                self._tracer.emit(
-                    TransactionHeld(access.stream_id, iova, stalled.stag, record.event.name)
-                )
-            self._events.record(record)
-            raise TransactionStalled(stalled)
+            self._stall(record, access, iova)
         if self._tracer:
             name = None if record is None else record.event.name
             self._tracer.emit(
@@ -87,6 +80,19 @@ class Transactions:
         # C_BAD_STREAMID only on request (6.3.12).
         if record.event != EventType.C_BAD_STREAMID or self._records_bad_stream():
             self._events.record(record, merge=fault.merge)
+
+    def _stall(self, record: EventRecord, access: Access, iova: int) -> NoReturn:
+        """Record the fault of a transaction that waits; without room for that it is held back (7.2.1)."""
+        recorded = self._events.writable and not self._stalls.full
+        stall = self._stalls.add if recorded else self._stalls.hold
+        stalled = stall(access, iova, record)
+        if self._tracer:
+            self._tracer.emit(
+                TransactionHeld(access.stream_id, iova, stalled.stag, record.event.name)
+            )
+        if recorded:
+            self._events.record(record)
+        raise TransactionStalled(stalled)
 
     def _route(self, access: Access, iova: int, size: int) -> Translation:
         if self.enabled:

@@ -9,7 +9,7 @@ from viommu.smmu.configuration import Configuration
 from viommu.smmu.context import Stage2, StreamContext, as_configured
 from viommu.smmu.faults import Access, Fault, translation_fault
 from viommu.smmu.features import Features
-from viommu.smmu.tlb import CLEAN, Entry, Tlb
+from viommu.smmu.tlb import CLEAN, FLAGS, OUTPUT, Entry, Tlb
 from viommu.smmu.walk import Leaf, Walker, needed_flags, select_base
 
 MAX_RANGE = 1 << 21
@@ -50,13 +50,21 @@ class Translator:
         Raises `Fault` when not even the first byte does. The rest of a range is a transaction of its own: its fault is
         raised, and recorded, when somebody asks for it.
         """
-        if self._forgetful:
-            self._configuration.invalidate_all()
-            self._tlb.invalidate_all()
-        size = min(size, MAX_RANGE, (1 << 64) - iova)
+        self.refresh()
         access, context = self._configuration.lookup(access, iova)
         if context is None:
             return self.bypass(access, iova, size)
+        return self.through(context, access, iova, size)
+
+    def refresh(self) -> None:
+        """A new transaction begins: a profile without caches forgets what it knew."""
+        if self._forgetful:
+            self._configuration.invalidate_all()
+            self._tlb.invalidate_all()
+
+    def through(self, context: StreamContext, access: Access, iova: int, size: int) -> Translation:
+        """`translate` for a context that is known."""
+        size = min(size, MAX_RANGE, (1 << 64) - iova)
         runs: array[int] = array("Q")
         done = 0
         try:
@@ -69,6 +77,23 @@ class Translator:
                 fault.merge = context.merges
                 raise fault from None
         return Translation(access, iova, runs, done)
+
+    def page(self, context: StreamContext, access: Access, address: int) -> Entry:
+        """The page or block that maps `address`, with permission for `access`. Raises the `Fault` as it is met."""
+        runs: array[int] = array("Q")
+        self._translate_some(context, access, address, 1, runs)
+        for tag in context.tags:
+            found = self._tlb.find(tag, address)
+            if found is not None and found.slot & ~FLAGS == runs[0] & -(1 << found.shift) & OUTPUT:
+                return found
+        return Entry(12, runs[0] & OUTPUT)  # evicted since: what is known of it is its page
+
+    def first_stage(self, context: StreamContext, access: Access, address: int) -> Entry:
+        """The page or block of stage 1 alone, whose output is an IPA when there is a stage 2. Raises `Fault`."""
+        stage_1 = context.stage_1
+        assert stage_1 is not None
+        base = select_base(stage_1, access, address)
+        return self._walker.stage_1(stage_1, context.stage_2, base, access, address).entry
 
     def bypass(self, access: Access, iova: int, size: int) -> Translation:
         """An address that no stage translates must fit the output address size (3.4)."""
@@ -83,10 +108,12 @@ class Translator:
     ) -> int:
         """Cover part of the range with one row of pages or one block; returns its bytes."""
         stage_1 = context.stage_1
-        if stage_1 is None and address >> self._output_address_bits:
-            # Before the TLB, which does not keep that many bits: an IPA has no more than the IAS (3.4).
+        base = None
+        if stage_1 is not None:
+            base = select_base(stage_1, access, address)
+        elif address >> self._output_address_bits:
+            # Stage 1 is bypassed, by what is too large to be an IPA (3.4).
             raise translation_fault(EventType.F_ADDR_SIZE, access, address)
-        base = None if stage_1 is None else select_base(stage_1, access, address)
         need = needed_flags(access)
         for tag in context.tags:
             found = self._tlb.row(tag, address)
@@ -137,20 +164,16 @@ class Translator:
     def _through_stage_2(self, stage_2: Stage2, leaf: Leaf, access: Access, address: int) -> Leaf:
         """The combination of a leaf of stage 1 with what stage 2 makes of its output."""
         shift, slot = leaf.entry
-        ipa = slot & _OUTPUT & -(1 << shift) | address & (1 << shift) - 1
+        ipa = slot & OUTPUT & -(1 << shift) | address & (1 << shift) - 1
         need = needed_flags(access)
         inner = self._tlb.find(stage_2.tag, ipa)
         if inner is None or inner.slot & need != need:
             inner = self._walker.stage_2(stage_2, ipa, access, address, FaultClass.IN).entry
             self._tlb.insert(stage_2.tag, ipa, inner)
         smaller = min(shift, inner.shift)
-        output = inner.slot & _OUTPUT & -(1 << inner.shift) | ipa & (1 << inner.shift) - 1
-        flags = slot & inner.slot & _FLAGS | (slot | inner.slot) & CLEAN
-        return leaf._replace(
-            entry=Entry(smaller, output & -(1 << smaller) | flags),
-            mask=0,
-            split_of=shift if smaller < shift else 0,
-        )
+        output = inner.slot & OUTPUT & -(1 << inner.shift) | ipa & (1 << inner.shift) - 1
+        flags = slot & inner.slot & FLAGS | (slot | inner.slot) & CLEAN
+        return leaf._replace(entry=Entry(smaller, output & -(1 << smaller) | flags), mask=0)
 
     def _keep(
         self,
@@ -164,39 +187,40 @@ class Translator:
         """Cache what a walk found, and its neighbours as far as they are wanted; cover what they map."""
         is_global = leaf.is_global and context.stage_1 is not None
         tag = context.global_tag if is_global else context.tag
-        row = self._tlb.insert(tag, address, leaf.entry)
-        if leaf.split_of:
-            self._tlb.note_split(tag, address, leaf.split_of)
+        row = self._tlb.insert(tag, address, leaf.entry, whole=leaf.whole)
         shift = leaf.entry.shift
         if row is None:
             return _use(leaf.entry, need, address, size, runs)
-        if leaf.mask:
-            first = address >> shift & len(row) - 1
-            count = len(row) - first
-            if not self._ahead:
-                count = min(count, ((address & (1 << shift) - 1) + size - 1 >> shift) + 1)
-            if count > 1:
-                self._fill(row, leaf, first + 1, count - 1)
+        first = address >> shift & len(row) - 1
+        wanted = ((address & (1 << shift) - 1) + size - 1 >> shift) + 1
+        if leaf.mask and self._ahead:
+            self._fill(row, leaf, 0, leaf.entries)
+        elif leaf.mask and wanted > 1:
+            self._fill(row, leaf, first + 1, min(wanted, leaf.entries - first) - 1)
         return _collect(row, shift, need, address, size, runs)
 
     def _fill(self, row: "array[int]", leaf: Leaf, first: int, count: int) -> None:
+        """Take over the neighbours of a page as far as they say the same; with hostile caches all that do."""
         page = (1 << leaf.entry.shift) - 1
         try:
-            descriptors = self._memory.view(leaf.table, len(row) * 8).cast("Q")
+            descriptors = self._memory.view(leaf.table, leaf.entries * 8).cast("Q")
         except BusError:
             return  # a table across two regions: each page is walked on its own
         # What is above bit 47 is not where the descriptor has it: neighbours share it.
         shared = leaf.entry.slot & (page | _ABOVE_48)
+        end = first + count
         try:
-            hot.fill(
-                descriptors, row, first, count, leaf.mask, leaf.expected, _BELOW_48 & ~page, shared
-            )
+            while first < end:
+                first += 1 + hot.fill(
+                    descriptors, row, first, end - first, leaf.mask, leaf.expected,
+                    _BELOW_48 & ~page, shared,
+                )  # fmt: skip
+                if not self._ahead:
+                    break
         finally:
             descriptors.release()
 
 
-_OUTPUT = (1 << 52) - (1 << 12)
-_FLAGS = (1 << 12) - 1
 _BELOW_48 = (1 << 48) - 1
 _ABOVE_48 = (1 << 52) - (1 << 48)
 
@@ -215,7 +239,7 @@ def _use(entry: Entry, need: int, address: int, size: int, runs: "array[int]") -
         return 0
     inside = (1 << entry.shift) - 1
     part = min(size, inside + 1 - (address & inside))
-    start = entry.slot & _OUTPUT & ~inside | address & inside
+    start = entry.slot & OUTPUT & ~inside | address & inside
     if runs and runs[-2] + runs[-1] == start:
         runs[-1] += part
     else:

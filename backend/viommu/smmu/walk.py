@@ -9,6 +9,7 @@ from viommu.smmu.faults import Access, Fault, translation_fault
 from viommu.smmu.tlb import (
     CLEAN,
     DEVICE,
+    OUTPUT,
     PRIV_EXECUTE,
     PRIV_READ,
     PRIV_WRITE,
@@ -23,7 +24,7 @@ from viommu.smmu.tlb import (
 # Descriptor bits (D8.3). Masks, not layouts: this is the inner loop of an uncached translation.
 _VALID = 1 << 0
 _TABLE = 1 << 1
-_MEMATTR = 0b11 << 4  # stage 2: 0 in its upper two bits is Device memory
+_MEMATTR = 0b11 << 4
 _AP_USER = 1 << 6
 _AP_READ_ONLY = 1 << 7
 _S2AP_READ = 1 << 6
@@ -47,18 +48,19 @@ _UPDATE_TRIES = 16
 
 
 class Leaf(NamedTuple):
-    """What a walk ends in. `entry` is what it maps, and how.
+    """What a walk ends in. `entry` is what it maps, and how; `whole` is log2 of what the descriptor maps.
 
-    For a page, `mask` and `expected` tell which of the neighbouring descriptors in `table`, a physical address, say
-    the same. `split_of` is log2 of the bytes that the leaf of stage 1 maps, when `entry` is less: a piece of it.
+    For a page, `mask` and `expected` tell which of its neighbours, the `entries` descriptors from the physical address
+    `table` on, say the same. With a mask of 0 none is to be asked.
     """
 
     entry: Entry
+    whole: int
     is_global: bool
     table: int
+    entries: int
     mask: int
     expected: int
-    split_of: int = 0
 
 
 class _Changed(Exception):
@@ -163,8 +165,12 @@ class Walker:
             place = table + index * 8
             if below is not None:
                 place = self.ipa_to_pa(below, place, access, address, FaultClass.TTD, write=True)
-            self._update(place, descriptor, updated, access, address)
-        return self._leaf(updated, granule, shift, flags, entry, stage.output_bits)
+            self._update(place, descriptor, updated, access, address, stage_2=False)
+        position = index & (1 << stride) - 1
+        entries = 1 << min(base.input_bits - shift, stride)
+        return self._leaf(
+            updated, granule, shift, flags, entry - 8 * position, entries, stage.output_bits
+        )
 
     # Stage 2
 
@@ -233,15 +239,19 @@ class Walker:
                 raise fault(EventType.F_ACCESS)
         flags = self._stage_2_flags(stage, updated)
         need = needed_flags(access)
-        if flags & need != need and flags & CLEAN:
+        if access.write and flags & CLEAN:
             updated |= _S2AP_WRITE
             flags = self._stage_2_flags(stage, updated)
         protected = stage.protected_walk and fault_class != FaultClass.IN and flags & DEVICE
         if (flags & need != need or protected) and not alone:
             raise fault(EventType.F_PERMISSION)
         if updated != descriptor:
-            self._update(entry, descriptor, updated, access, address)
-        return self._leaf(updated, granule, shift, flags, entry, stage.output_bits)
+            self._update(entry, descriptor, updated, access, address, fault_class, stage_2=True)
+        position = index & (1 << stride) - 1
+        entries = 1 << min(stage.input_bits - shift, stride)
+        return self._leaf(
+            updated, granule, shift, flags, entry - 8 * position, entries, stage.output_bits
+        )
 
     def _stage_2_flags(self, stage: Stage2, leaf: int) -> int:
         """Permissions of a stage 2 leaf (DDI 0487, D8.4.2)."""
@@ -252,7 +262,7 @@ class Walker:
             flags |= _WRITE
         elif stage.updates_dirty and leaf & _DBM:
             flags |= CLEAN
-        if not leaf & _MEMATTR:
+        if not leaf & stage.device_mask:
             flags |= DEVICE
         low = leaf & _PXN if self._execute_never_2 else 0
         if leaf & _XN:
@@ -277,15 +287,16 @@ class Walker:
         """
         need = VALID | (PRIV_WRITE if write else PRIV_READ)
         found = self._tlb.find(stage.tag, ipa)
-        if found is None or found.slot & need != need or stage.protected_walk:
+        protected = found is not None and stage.protected_walk and found.slot & DEVICE
+        if found is None or found.slot & need != need or protected:
             inner = access._replace(write=write, privileged=True, instruction=False)
             try:
                 found = self.stage_2(stage, ipa, inner, address, fault_class).entry
             except Fault as fault:
-                raise _of_transaction(fault, access) from None
+                raise _of_transaction(fault, access, write) from None
             self._tlb.insert(stage.tag, ipa, found)
         inside = (1 << found.shift) - 1
-        return found.slot & _OUTPUT & ~inside | ipa & inside
+        return found.slot & OUTPUT & ~inside | ipa & inside
 
     # Both
 
@@ -317,7 +328,15 @@ class Walker:
         return address
 
     def _update(
-        self, entry: int, descriptor: int, updated: int, access: Access, address: int
+        self,
+        entry: int,
+        descriptor: int,
+        updated: int,
+        access: Access,
+        address: int,
+        fault_class: FaultClass = FaultClass.TTD,
+        *,
+        stage_2: bool,
     ) -> None:
         """Write the access flag or the dirty state back, unless software was faster (3.13)."""
         try:
@@ -325,11 +344,18 @@ class Walker:
                 raise _Changed
         except BusError:
             raise translation_fault(
-                EventType.F_WALK_EABT, access, address, FaultClass.TTD, entry
+                EventType.F_WALK_EABT, access, address, fault_class, entry, stage_2=stage_2
             ) from None
 
     def _leaf(
-        self, descriptor: int, granule: int, shift: int, flags: int, entry: int, output_bits: int
+        self,
+        descriptor: int,
+        granule: int,
+        shift: int,
+        flags: int,
+        table: int,
+        entries: int,
+        output_bits: int,
     ) -> Leaf:
         mask = _LEAF_ATTRIBUTES | _MEMATTR | _ADDRESS & ~((1 << output_bits) - 1)
         if granule == 16:
@@ -337,33 +363,46 @@ class Walker:
         output = self._output(descriptor, granule) & -(1 << shift)
         return Leaf(
             Entry(shift, output | flags),
+            shift,
             not descriptor & _NG,
-            entry & -(1 << granule),
+            table,
+            entries,
             mask,
             descriptor & mask,
         )
 
 
-_OUTPUT = (1 << 52) - (1 << 12)
-
-
-def _of_transaction(fault: Fault, access: Access) -> Fault:
-    """The fault of a fetch, told of the transaction that it was made for (7.3.13)."""
+def _of_transaction(fault: Fault, access: Access, write: bool) -> Fault:
+    """The fault of a fetch or `write` of a structure, told of the transaction that it was made for (7.3)."""
     record = fault.record
     if record is not None:
         record.rnw = not access.write
         record.pnu = access.privileged
         record.ind = access.instruction and not access.write
+        if record.event == EventType.F_PERMISSION and record.fault_class == FaultClass.TTD:
+            record.tt_rnw = not write
     return fault
 
 
 def _stage_1_flags(stage: Stage1, leaf: int, tables: int) -> int:
-    """Permissions of a leaf below tables with the attributes `tables` (DDI 0487, D8.4.1)."""
+    """Permissions of a leaf below tables with the attributes `tables` (DDI 0487, D8.4.1).
+
+    A clean page of which the SMMU updates the dirty state is as good as writable, but for the write itself.
+    """
+    clean = (
+        stage.updates_dirty
+        and leaf & (_DBM | _AP_READ_ONLY) == _DBM | _AP_READ_ONLY
+        and not tables & _AP_TABLE_READ_ONLY
+    )
+    if not clean:
+        return _direct_flags(stage, leaf, tables)
+    flags = _direct_flags(stage, leaf & ~_AP_READ_ONLY, tables)
+    return flags & ~_WRITE | CLEAN if flags & _WRITE else flags
+
+
+def _direct_flags(stage: Stage1, leaf: int, tables: int) -> int:
     read_only = bool(leaf & _AP_READ_ONLY or tables & _AP_TABLE_READ_ONLY)
     flags = VALID
-    # Read-only by itself and not by a table, and software lets us make it dirty.
-    if stage.updates_dirty and leaf & _DBM and leaf & _AP_READ_ONLY:
-        flags |= 0 if tables & _AP_TABLE_READ_ONLY else CLEAN
     never_if_writable = stage.write_implies_execute_never and not read_only
     if stage.single_privilege:
         flags |= _READ if read_only else _READ | _WRITE
