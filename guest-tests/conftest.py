@@ -25,9 +25,16 @@ INSIDE = Path(__file__).with_name("inside")
 GUESTS = pytest.StashKey[list[tuple[Guest, int]]]()
 
 
+GUEST_OPTIONS = {
+    "kernel": "a kernel image",
+    "modules": "its lib/modules/<release>",
+    "image": "a guest that `scripts/setup --guest` provided",
+}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("guests")
-    for name, what in (("kernel", "a kernel image"), ("modules", "its lib/modules/<release>")):
+    for name, what in GUEST_OPTIONS.items():
         group.addoption(
             f"--guest-{name}",
             default=os.environ.get(f"VIOMMU_GUEST_{name.upper()}"),
@@ -103,8 +110,10 @@ def rig(shared_rig: Shared[Rig], request: pytest.FixtureRequest) -> Rig:
 @pytest.fixture(scope="session")
 def kernel(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The kernel that the user gave, as arguments of `Guest`; empty for the guest's own."""
-    named = {name: request.config.getoption(f"guest_{name}") for name in ("kernel", "modules")}
-    return {name: Path(path) for name, path in named.items() if path}
+    named = {name: request.config.getoption(f"guest_{name}") for name in GUEST_OPTIONS}
+    return {
+        name: value if name == "image" else Path(value) for name, value in named.items() if value
+    }
 
 
 @pytest.fixture(scope="session")
@@ -115,15 +124,27 @@ def shared_linux(kernel: dict[str, Any], assets: Assets) -> Iterator[Shared[Linu
 
 
 @pytest.fixture(scope="session")
-def shared_wired(
+def profiles(
     kernel: dict[str, Any], assets: Assets, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shared[LinuxRig]]:
-    path = tmp_path_factory.mktemp("machine") / "wired.toml"
-    text = (machine_directory() / "aarch64-virt.toml").read_text("utf-8")
-    path.write_text(f"{text}\n[smmu]\nmsi = false\n", "utf-8")
-    shared = Shared(lambda: LinuxRig(path, assets, kernel))
-    yield shared
-    shared.close()
+) -> Iterator[Callable[[str], LinuxRig]]:
+    """A function that boots that guest on an SMMU with a line of TOML of its own, one at a time."""
+    path = tmp_path_factory.mktemp("machine") / "machine.toml"
+    base = (machine_directory() / "aarch64-virt.toml").read_text("utf-8")
+    shared: dict[str, Shared[LinuxRig]] = {}
+
+    def get(profile: str) -> LinuxRig:
+        if profile not in shared:
+            close()
+            path.write_text(f"{base}\n[smmu]\n{profile}\n", "utf-8")
+            shared[profile] = Shared(lambda: LinuxRig(path, assets, kernel))
+        return shared[profile].get()
+
+    def close() -> None:
+        while shared:
+            shared.popitem()[1].close()
+
+    yield get
+    close()
 
 
 @pytest.fixture
@@ -135,11 +156,17 @@ def linux(shared_linux: Shared[LinuxRig], request: pytest.FixtureRequest) -> Lin
 
 
 @pytest.fixture
-def wired(shared_wired: Shared[LinuxRig], request: pytest.FixtureRequest) -> LinuxRig:
-    """The same on an SMMU without MSIs."""
-    found = shared_wired.get()
-    watch(request.node, found.rig.guest)
-    return found
+def profiled(
+    profiles: Callable[[str], LinuxRig], request: pytest.FixtureRequest
+) -> Callable[[str], LinuxRig]:
+    """The same on an SMMU with a line of TOML of its own."""
+
+    def get(profile: str) -> LinuxRig:
+        found = profiles(profile)
+        watch(request.node, found.rig.guest)
+        return found
+
+    return get
 
 
 @pytest.fixture

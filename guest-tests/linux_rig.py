@@ -10,7 +10,7 @@ from typing import Any
 
 from viommu.lab.assets import Assets
 from viommu.lab.rig import Rig
-from viommu.layouts.records import EventRecord, EventType, FaultClass
+from viommu.layouts.records import EventRecord
 from viommu.trace_file import TraceReader
 
 INSIDE = Path(__file__).with_name("inside")
@@ -122,8 +122,8 @@ def joined(steps: Iterable[tuple[str, int]]) -> Steps:
 # Of the kernel's log
 
 
-def logged(lines: list[str]) -> list[tuple[EventType, int, int]]:
-    """The event records that the driver logged: type, StreamID, address."""
+def logged(lines: list[str]) -> list[EventRecord]:
+    """The event records that the driver logged."""
     found = []
     words: list[int] = []
     for line in lines:
@@ -133,8 +133,6 @@ def logged(lines: list[str]) -> list[tuple[EventType, int, int]]:
         elif word := re.match(r"\t0x(\w{16})$", text):
             words.append(int(word[1], 16))
         if len(words) == 4:
-            record = EventRecord(sum(part << 64 * at for at, part in enumerate(words)))
-            assert record.fault_class == FaultClass.IN
-            found.append((record.event, record.stream_id, record.address))
+            found.append(EventRecord(sum(part << 64 * at for at, part in enumerate(words))))
             words = []
     return found

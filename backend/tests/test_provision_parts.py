@@ -280,7 +280,19 @@ def test_part_of_another_recipe_or_without_its_file_is_missing(tmp_path: Path) -
 
 
 def test_recipes_differ() -> None:
-    assert len({guest_image.key(guest) for guest in guest_image.GUESTS}) == len(ARCHITECTURES)
+    guests = guest_image.GUESTS + guest_image.ON_DEMAND
+    assert len({guest_image.key(guest) for guest in guests}) == len(guests)
+
+
+def test_further_guests_are_parts_for_who_asks() -> None:
+    names = [guest.name for guest in guest_image.ON_DEMAND]
+    assert not set(names) & {part.place[-1] for part in parts()}
+    for name in names:
+        assert ("guests", name) in {part.place for part in parts((name, "aarch64"))}
+        assert len(list(parts((name, "aarch64")))) == len(list(parts())) + 1
+    done = setup("--guest", "vax")
+    assert done.returncode == 2
+    assert "aarch64-16k" in done.stderr
 
 
 def test_assets_that_are_missing(tmp_path: Path) -> None:
@@ -339,7 +351,9 @@ def setup(
 def test_check_reports_every_part() -> None:
     done = setup("--check")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count(" ok ") == len(list(parts()))
+    # Guests that were asked for by name are parts too.
+    guests = Cache(cache_directory()).read_manifest()["guests"]
+    assert done.stdout.count(" ok ") == len(list(parts(tuple(guests))))
     for text in ("libvfio-user", "QEMU for aarch64", "guest for x86_64", "API 0."):
         assert text in done.stdout
 

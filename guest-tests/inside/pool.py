@@ -8,9 +8,12 @@ PAGE = 4096
 HUGE = 2 << 20
 _PAGES_IN_HUGE = HUGE // PAGE
 _MAP_HUGETLB = 0x40000
+_MAP_HUGE_2MB = 21 << 26
+_KERNEL_PAGE = os.sysconf("SC_PAGESIZE")
 _PRESENT = 1 << 63
 _FRAME = (1 << 55) - 1
-_NR_HUGEPAGES = "/proc/sys/vm/nr_hugepages"
+# Whatever its own pages are, the kernel has huge ones of this size; they need not be its default.
+_NR_HUGEPAGES = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 
 
 class Region:
@@ -85,7 +88,8 @@ class Pool:
             granted = int(file.read())
         if granted < count:
             raise MemoryError(f"the kernel has {granted} of {count} huge pages")
-        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE | _MAP_HUGETLB
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        flags |= _MAP_HUGETLB | _MAP_HUGE_2MB
         self._view = memoryview(mmap.mmap(-1, size, flags=flags))
         self._bases = _physical(_virtual(), count)
         self._taken = 0
@@ -112,10 +116,10 @@ def _physical(address: int, count: int) -> list[int]:
     bases = []
     descriptor = os.open("/proc/self/pagemap", os.O_RDONLY)
     for place in range(count):
-        entry = os.pread(descriptor, 8, (address + place * HUGE) // PAGE * 8)
+        entry = os.pread(descriptor, 8, (address + place * HUGE) // _KERNEL_PAGE * 8)
         value = int.from_bytes(entry, "little")
         if not value & _PRESENT or not value & _FRAME:
             raise MemoryError("no physical address: is this root?")
-        bases.append((value & _FRAME) * PAGE)
+        bases.append((value & _FRAME) * _KERNEL_PAGE)
     os.close(descriptor)
     return bases

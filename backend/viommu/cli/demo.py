@@ -35,6 +35,7 @@ EXPECTED = {
 
 
 _REFUSED = "the engine's next transaction is aborted"
+_COMPLETE = "CMD_SYNC is complete"
 
 
 class ActFailed(Exception):
@@ -174,9 +175,7 @@ class Demo:
                 style="dim",
                 highlight=False,
             )
-        table = Table(
-            "from IOVA", "physical", "to IOVA", "physical", "sent", "arrived", pad_edge=False
-        )
+        table = Table("from IOVA", "physical", "to IOVA", "physical", "sent", "arrived")
         for page in answer["pages"]:
             same = page["sent"] == page["arrived"]
             table.add_row(
@@ -188,8 +187,8 @@ class Demo:
         console.print(table)
         self._verified = answer["verified"]
         console.print(
-            f"   the engine read {moved[False]:,} and wrote {moved[True]:,} bytes; "
-            f"the guest found [bold]{self._verified:,}[/] of them right\n"
+            f"   the engine read {moved[False]:,} and wrote {moved[True]:,} bytes;\n"
+            f"   the guest found [bold]{self._verified:,}[/] of them right\n"
         )
         self._check(answer["verified"] == answer["bytes"], "every byte that was sent arrived")
         self._check(answer["stray_bytes"] == 0, "no byte went elsewhere")
@@ -217,14 +216,13 @@ class Demo:
                 case "DmaMoved" if event["write"]:
                     progress.advance(bar, event["size"])
                 case "CommandConsumed" if event["opcode"] != "CMD_SYNC":
-                    steps.append(f"{event['opcode']} {event['text'].partition(' ')[2]}")
+                    fields = event["text"].partition(" ")[2]
+                    steps.append(fields.strip("()").removeprefix("opcode="))
                 case "SyncWaiting":
-                    steps.append(
-                        f"CMD_SYNC waits for {event['transactions']} transaction in flight"
-                    )
+                    steps.append(f"CMD_SYNC waits: {event['transactions']} transactions in flight")
                 case "SyncCompleted":
-                    steps.append("CMD_SYNC is complete")
-                case "DmaRefused":
+                    steps.append(_COMPLETE)
+                case "DmaRefused" if _REFUSED not in steps:
                     steps.append(_REFUSED)
 
         with progress:
@@ -232,8 +230,7 @@ class Demo:
             answer = stage.act("detach", follow)
             landed, total = answer["landed_pages"] << 12, answer["total_pages"] << 12
             progress.update(bar, completed=landed)
-        # What came before the first refusal is the story, what comes after it is tidying up.
-        for step in steps[: steps.index(_REFUSED) + 1] if _REFUSED in steps else steps:
+        for step in _story(steps):
             console.print(f"   · {step}", highlight=False)
         self._late = answer["late_pages"] << 12
         console.print(
@@ -290,6 +287,12 @@ class Demo:
             "events": self._events,
             "failures": self._failures,
         }
+
+
+def _story(steps: list[str]) -> list[str]:
+    """The steps up to where the detach is complete and DMA is refused; what comes after is tidying up."""
+    ends = [steps.index(end) for end in (_REFUSED, _COMPLETE) if end in steps]
+    return steps[: max(ends) + 1] if len(ends) == 2 else steps
 
 
 def _words(record: EventRecord) -> str:

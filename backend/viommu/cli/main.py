@@ -138,6 +138,9 @@ def boot(
     kernel: Annotated[
         Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
     ] = None,
+    guest: Annotated[
+        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
+    ] = None,
     initramfs: Annotated[
         Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)
     ] = None,
@@ -173,13 +176,18 @@ def boot(
                         linux_driver=linux_driver,
                         scripts=scripts_directory(),
                         kernel=kernel,
+                        image=guest,
                         initramfs=initramfs,
                         modules=modules,
                         command_line=append,
                     )
                 )
-            things = "/sys/kernel/iommu_groups /dev/vfio" if linux_driver else "/viommu/inside"
-            _err.print(f"Ctrl-] leaves the guest. Try: lspci; ls {things}", style="dim")
+            hint = (
+                "ls /sys/kernel/iommu_groups /dev/vfio"
+                if linux_driver
+                else "python3 /viommu/inside/raw.py attach linear"
+            )
+            _err.print(f"Ctrl-] leaves the guest. Try: {hint}", style="dim", highlight=False)
             try:
                 rig.guest.interact()
             except QemuExited as error:

@@ -50,11 +50,32 @@ class Abilities:
         )
 
 
-def like_qemu(idrs: Sequence[int]) -> Features:
-    """The features of our model that come closest to QEMU's ID registers."""
-    output_bits = Abilities.of(idrs).output_bits
+_STALL_MODELS = ("both", "terminate", "stall")
+
+
+def like_qemu(idrs: Sequence[int], caching: str = "normal") -> Features:
+    """The features of our model that QEMU's ID registers say. `caching` is ours to choose."""
+    idr0, idr1 = idrs[:2]
+    abilities = Abilities.of(idrs)
     return Features(
-        stream_id_bits=idrs[1] & 0x3F,
-        substream_id_bits=idrs[1] >> 6 & 0x1F,
-        output_address_bits=output_bits,
+        stream_id_bits=idr1 & 0x3F,
+        substream_id_bits=idr1 >> 6 & 0x1F,
+        output_address_bits=abilities.output_bits,
+        stage_1=abilities.stage_1,
+        stage_2=abilities.stage_2,
+        hyp=bool(idr0 & 1 << 9),
+        granules=abilities.granules,
+        asid_bits=16 if idr0 & 1 << 12 else 8,
+        vmid_bits=16 if idr0 & 1 << 18 else 8,
+        msi=bool(idr0 & 1 << 13),
+        two_level_streams=bool(idr0 >> 27 & 3),
+        two_level_contexts=bool(idr0 & 1 << 19),
+        httu=idr0 >> 6 & 3,
+        stall_model=_STALL_MODELS[idr0 >> 24 & 3],
+        hierarchical_disable=abilities.hierarchy_disable,
+        stage_2_execute=abilities.execute_never_2,
+        range_invalidation=abilities.ranges,
+        permission_overrides=bool(idr1 & 1 << 26),
+        attribute_overrides=bool(idr1 & 1 << 27),
+        caching=caching,
     )

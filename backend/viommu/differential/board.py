@@ -56,6 +56,11 @@ SYNC: Final = (0x46, 0)
 """The commands that every case begins and every step of commands ends with (4.3.2, 4.4, 4.7.3)."""
 
 
+def in_tables(address: int) -> bool:
+    """Whether `address` lies among the tables of a case: no DMA should go there."""
+    return TABLES <= address < TABLES + TABLES_SIZE
+
+
 def in_ram(address: int, size: int) -> bool:
     """Whether `size` bytes from `address` lie in RAM."""
     return address >= RAM and address + size <= RAM + RAM_SIZE

@@ -33,18 +33,19 @@ class Descriptor:
         return self.level < 3 and self.word & 3 == 3
 
     @property
+    def shift(self) -> int:
+        """log2 of what it maps."""
+        return self.granule + (self.granule - 3) * (3 - self.level)
+
+    @property
     def output(self) -> int:
         """Where it points to, 48 bits."""
-        low = self.granule
-        if not self.is_table:
-            low += (self.granule - 3) * (3 - self.level)
-        return self.word & _OUTPUT & -(1 << low)
+        return self.word & _OUTPUT & -(1 << (self.granule if self.is_table else self.shift))
 
     @property
     def reached(self) -> int:
         """What a block or a page makes of the address."""
-        low = self.granule + (self.granule - 3) * (3 - self.level)
-        return self.output | self.address & (1 << low) - 1
+        return self.output | self.address & (1 << self.shift) - 1
 
 
 class Memory:
@@ -139,12 +140,12 @@ class Circumstances:
     def _follow(self) -> None:
         if self.ste is not None and self.has_stage_1:
             pointer = self.ste[0] & _POINTER
-            address = self._through_stage_2(pointer) if self.has_stage_2 else pointer
+            address = self.through_stage_2(pointer) if self.has_stage_2 else pointer
             self.cd = None if address is None else self.memory.loads(address, 4)
             if self.cd is not None:
                 self._walk_1(self.cd)
         elif self.has_stage_2:
-            self._through_stage_2(self.access.iova)
+            self.through_stage_2(self.access.iova)
 
     @property
     def high(self) -> bool:
@@ -177,10 +178,10 @@ class Circumstances:
         address = self.access.iova & (1 << bits) - 1
         for found in self._walk(1, root & -size, granule, level, address):
             if not found.is_table and found.word & 1 and self.has_stage_2:
-                self._through_stage_2(found.reached)
+                self.through_stage_2(found.reached)
 
-    def _through_stage_2(self, ipa: int) -> int | None:
-        """The physical address that stage 2 has for `ipa`, whatever its permissions."""
+    def through_stage_2(self, ipa: int) -> int | None:
+        """The physical address that stage 2 has for `ipa`, whatever its permissions; its look-up joins `path`."""
         assert self.ste is not None
         word = self.ste[2]
         granule = _GRANULES_0.get(word >> 46 & 3)
@@ -207,12 +208,15 @@ class Circumstances:
                 index &= (1 << (granule - 3)) - 1
             entry: int | None = table + index * 8
             if stage == 1 and self.has_stage_2:
-                entry = self._through_stage_2(table + index * 8)
+                entry = self.through_stage_2(table + index * 8)
             word = None if entry is None else self.memory.load(entry)
-            if entry is None or word is None:
+            if entry is None:
                 return
-            found = Descriptor(stage, level, entry, word, granule, address)
+            # What cannot be read is on the way too.
+            found = Descriptor(stage, level, entry, word or 0, granule, address)
             self.path.append(found)
+            if word is None:
+                return
             yield found
             if not found.is_table:
                 return
@@ -227,14 +231,53 @@ class Circumstances:
         """The table descriptors of stage 1."""
         return [found for found in self.descriptors(1) if found.is_table]
 
-    @property
-    def too_high(self) -> bool:
+    def too_high(self, stage: int) -> bool:
         """What looks like a block is at a level that has none (DDI 0487, D8.3)."""
-        leaf = self.leaf
-        return (
-            leaf is not None
-            and leaf.word & 3 == 1
-            and leaf.level < (1 if leaf.granule == 12 else 2)
+        return any(
+            found.word & 3 == 1 and found.level < (1 if found.granule == 12 else 2)
+            for found in self.descriptors(stage)
+        )
+
+    @property
+    def reached(self) -> int | None:
+        """The physical address at the end of the way, whatever the permissions."""
+        return self.path[-1].reached if self.path and not self.path[-1].is_table else None
+
+    def records(self, stage: int) -> bool:
+        """CD.R, or STE.S2R."""
+        if stage == 1:
+            return self.cd is None or bool(self.cd[0] >> 45 & 1)
+        return self.ste is None or bool(self.ste[2] >> 58 & 1)
+
+    @property
+    def input_bits_2(self) -> int:
+        """64 - STE.S2T0SZ."""
+        return 64 - (self.ste[2] >> 32 & 0x3F) if self.ste else 0
+
+    @property
+    def granule_2(self) -> int:
+        """STE.S2TG as log2 of bytes; 12 for the reserved value."""
+        return _GRANULES_0.get(self.ste[2] >> 46 & 3, 12) if self.ste else 12
+
+    @property
+    def start_level_2(self) -> int:
+        """What STE.S2SL0 says."""
+        sl0 = self.ste[2] >> 38 & 3 if self.ste else 0
+        return (2 if self.granule_2 == 12 else 3) - sl0
+
+    @property
+    def start_level_too_high(self) -> bool:
+        """No bit of the input is left for the first table."""
+        granule = self.granule_2
+        return self.input_bits_2 <= granule + (granule - 3) * (3 - self.start_level_2)
+
+    @property
+    def beyond_first_table(self) -> bool:
+        """A look-up of stage 2 begins in another than the first of the tables side by side."""
+        return any(
+            found.level == self.start_level_2
+            and bool(found.address >> found.shift >> (found.granule - 3))
+            for found in self.descriptors(2)
         )
 
     @property
@@ -273,6 +316,6 @@ def determined(case: Case) -> bool:
         if met.ste and met.cd:
             contexts[met.ste[0] & _POINTER] = met.cd[0] >> 48, met.ste[2] & 0xFFFF
             shared |= (
-                met.leaf is not None and met.leaf.word & (1 | 1 << 11) == 1 and not met.too_high
+                met.leaf is not None and met.leaf.word & (1 | 1 << 11) == 1 and not met.too_high(1)
             )
     return len(set(contexts.values())) == len(contexts) and not (shared and len(contexts) > 1)

@@ -10,10 +10,11 @@ from viommu.differential.abilities import Abilities, like_qemu
 from viommu.differential.cases import Access, Case, Outcome, Verdict
 from viommu.differential.circumstances import circumstances, determined
 from viommu.differential.generate import generate
-from viommu.differential.known import KNOWN, QEMU_ENDS, Sight
+from viommu.differential.known import KNOWN, KNOWN_OF_QUEUE, KNOWN_OF_RECORDS, QEMU_ENDS
 from viommu.differential.model_judge import ModelJudge
 from viommu.differential.qemu_judge import QemuJudge
 from viommu.differential.qtest import QtestError
+from viommu.differential.sight import Sight
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
 
@@ -56,15 +57,34 @@ def compare(case: Case, ours: Verdict, theirs: Verdict) -> list[Finding]:
         sight = Sight(next(met), our, their)
         if our == their:
             continue
-        name = next((known.name for known in KNOWN if known.applies(sight)), None)
+        names, their = _without_record_differences(sight)
+        if our != their:
+            left = Sight(sight.met, our, their)
+            names.append(next((known.name for known in KNOWN if known.applies(left)), None))
         kind = _kind(our), _kind(their)
-        findings.append(Finding(sight.met.access, str(our), str(their), name, kind))
+        for name in names:
+            findings.append(Finding(sight.met.access, str(our), str(sight.theirs), name, kind))
     queues = [
         f"CONS {verdict.consumed:#x}, GERROR {verdict.gerror:#x}" for verdict in (ours, theirs)
     ]
     if queues[0] != queues[1]:
-        findings.append(Finding(None, queues[0], queues[1], None, ("queue", "queue")))
+        rules = KNOWN_OF_QUEUE.items()
+        name = next((name for name, applies in rules if applies(case, ours, theirs)), None)
+        findings.append(Finding(None, queues[0], queues[1], name, ("queue", "queue")))
     return findings
+
+
+def _without_record_differences(sight: Sight) -> tuple[list[str | None], Outcome]:
+    """What is known of QEMU's record, by name, and QEMU's outcome without it."""
+    names: list[str | None] = []
+    outcome = sight.theirs
+    if len(outcome.events) == 1 and len(sight.ours.events) == 1:
+        for name, rule in KNOWN_OF_RECORDS.items():
+            corrected = rule(sight, outcome.events[0])
+            if corrected is not None:
+                names.append(name)
+                outcome = Outcome(outcome.reached, (corrected,))
+    return names, outcome
 
 
 def findings_of(case: Case, ours: Judge, theirs: Judge) -> list[Finding]:
@@ -108,8 +128,10 @@ class Court:
         self,
         qemu: QemuJudge,
         make_smmu: Callable[[GuestMemory, Features], Smmu] = Smmu,
+        *,
+        caching: str = "normal",
     ) -> None:
-        features = like_qemu(qemu.idrs)
+        features = like_qemu(qemu.idrs, caching)
         self.qemu = qemu
         self.model = ModelJudge(lambda memory: make_smmu(memory, features))
         self.abilities = Abilities.of(qemu.idrs).common(Abilities.of(self.model.idrs))

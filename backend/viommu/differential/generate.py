@@ -35,6 +35,16 @@ _STE_BREAKS = (
 )
 
 
+# Reserved opcodes, a Secure stream, a reserved signal, and commands of features that are not there: at the end, for the
+# queue stops.
+_WRONG_COMMANDS = (
+    *(0x00, 0x08, 0x0F, 0x15, 0x2F, 0x31, 0x47, 0xFF),
+    *(opcode | 1 << 10 for opcode in (0x03, 0x04, 0x05, 0x06)),
+    0x46 | 3 << 12,
+    *(0x18, 0x1A, 0x20, 0x21, 0x22, 0x23, 0x40, 0x41, 0x44, 0x45),
+)
+
+
 def generate(seed: int, number: int, abilities: Abilities) -> Case:
     """Case `number` of `seed`: the same for the same abilities."""
     random = Random(f"{seed}/{number}")  # noqa: S311 - it has to be repeatable
@@ -57,23 +67,26 @@ class _Maker:
         self._offset = 0
 
     def case(self) -> Case:
+        random = self.random
         base, configuration = self._stream_table()
         self._make_regimes()
         for writer, reader in zip(board.MASTERS[::2], board.MASTERS[1::2], strict=True):
             words, regime = self._some_ste()
             for master in (writer, reader):
-                if self.random.random() < 0.05:
+                if random.random() < 0.05:
                     words, regime = self._some_ste()
                 self.attached[master.stream_id] = regime
                 if place := self.ste_places.get(master.stream_id):
                     self.space.put(place, *words)
         image = dict(self.space.image)
-        for _ in range(self.random.randint(4, 10)):
+        for _ in range(random.randint(4, 10)):
             self._step()
+        if random.random() < 0.03:
+            self._submit((random.choice(_WRONG_COMMANDS), 0))
         return Case(
             strtab_base=base,
             strtab_base_cfg=configuration,
-            cr2=0 if self.random.random() < 0.05 else 1 << 1,
+            cr2=0 if random.random() < 0.05 else 1 << 1,
             image=image,
             steps=tuple(self.steps),
         )
@@ -159,8 +172,8 @@ class _Maker:
         ignored = random.randrange(3) << 4  # S1Fmt, when S1CDMax is 0
         words = [VALID | regime.config << 1 | ignored | regime.cd, 1 << 44, *regime.ste_2]
         spoil(random, words, _STE_BREAKS, 0.06)
-        if words[0] >> 1 & 7 & ~regime.config:
-            words[0] &= ~(7 << 1)  # a stage that nobody prepared
+        if words[0] >> 1 & 7 not in (4, regime.config):
+            words[0] &= ~(4 << 1)  # other stages than those that were prepared
         return words, regime
 
     def _pointer_noise(self) -> int:
@@ -207,20 +220,23 @@ class _Maker:
         if regime is None or not regime.halves:
             return target(random)
         half = random.choice(regime.halves)
+        for other in regime.halves:
+            half = other if mapping in other.table.mappings else half
+        if mapping not in half.table.mappings:
+            mapping = None  # of stage 2 below: any way may lead to it
         if mapping is None and half.table.mappings and random.random() < 0.75:
             mapping = random.choice(half.table.mappings)
-        if mapping is not None and mapping in (regime.halves[0].table.mappings):
-            half = regime.halves[0]
         if mapping is None:
             address = half.table.some_address(random, half.prefix)
             if random.random() < 0.1:
                 address ^= 1 << random.randint(40, 63)  # out of the range, or in the other half
             return self._tagged(half, address)
         span = 1 << half.table.geometry.shift(mapping.level)
-        goals = [
-            goal for goal in regime.goals or [target(random)] if 0 <= goal - mapping.output < span
-        ]
+        goals = regime.goals if regime.stage_1 and regime.stage_2 else [target(random)]
+        goals = [goal for goal in goals if 0 <= goal - mapping.output < span]
         offset = random.choice(goals) - mapping.output if goals else random.randrange(span)
+        if board.in_tables(mapping.output + offset):
+            return target(random)  # what is mapped so that it can be walked
         return self._tagged(half, (mapping.address + offset) & _WORD)
 
     def _tagged(self, half: Half, address: int) -> int:
@@ -252,14 +268,21 @@ class _Maker:
             mapping.output = output
         self.space.image[mapping.entry] = new
         self.steps.append(Store(mapping.entry, new))
-        self._submit(self._invalidation(regime, mapping, second, bool(old & NOT_GLOBAL)))
+        commands = [self._invalidation(regime, half, mapping, bool(old & NOT_GLOBAL))]
+        span = 1 << half.table.geometry.shift(mapping.level)
+        if second and mapping.address - board.TABLES_SIZE < board.TABLES < mapping.address + span:
+            commands.append(
+                board.CFGI_ALL
+            )  # a CD may be cached, or be fetched from where it is now
+        self._submit(*commands)
         self._access(regime, mapping)
 
     def _invalidation(
-        self, regime: Regime, mapping: Mapping, second: bool, not_global: bool
+        self, regime: Regime, half: Half, mapping: Mapping, not_global: bool
     ) -> tuple[int, int]:
         """A command that removes what was cached of `mapping` (4.4)."""
         random = self.random
+        second = half is regime.stage_2
         vmid, asid = regime.vmid << 32, regime.asid << 48
         address = mapping.address & ~_PAGE_MASK | random.randrange(2)  # bit 0: Leaf
         everything = [(0x30, 0)]
@@ -267,13 +290,27 @@ class _Maker:
             choices = [(0x28 | vmid, 0), *everything]  # TLBI_S12_VMALL
             if not regime.stage_1:
                 choices += [(0x2A | vmid, address)] * 3  # TLBI_S2_IPA
+                if self.abilities.ranges:
+                    low, high = self._range(half, mapping)
+                    choices += [(0x2A | vmid | low, high)] * 2
         else:
             choices = [(0x10 | vmid, 0), *everything]  # TLBI_NH_ALL
             choices += [(0x12 | asid | vmid, address)] * 3  # TLBI_NH_VA
             choices += [(0x13 | vmid, address)]  # TLBI_NH_VAA
+            if self.abilities.ranges:
+                low, high = self._range(half, mapping)
+                choices += [(0x12 | asid | vmid | low, high), (0x13 | vmid | low, high)]
             if not_global:
                 choices += [(0x11 | asid | vmid, 0)]  # TLBI_NH_ASID
         return random.choice(choices)
+
+    def _range(self, half: Half, mapping: Mapping) -> tuple[int, int]:
+        """NUM, SCALE, TTL, TG, Leaf and Address of a range that begins with `mapping` (4.4.1.1)."""
+        random = self.random
+        low = random.randrange(32) << 12 | random.choice((0, 0, 1, 2, 5, 9)) << 20
+        granule = {12: 1, 14: 2, 16: 3}[half.table.geometry.granule]
+        level = random.choice((0, mapping.level)) << 8
+        return low, mapping.address & ~_PAGE_MASK | granule << 10 | level | random.randrange(2)
 
     def _change_ste(self) -> None:
         """Attach a stream to something else."""

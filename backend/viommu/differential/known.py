@@ -8,34 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from viommu.differential.abilities import Abilities
-from viommu.differential.cases import Access, Commands, Outcome
-from viommu.differential.circumstances import Circumstances
+from viommu.differential.cases import Case, Verdict
+from viommu.differential.known_stages import BOTH, STAGE_1, STAGE_2, same_place_before
+from viommu.differential.sight import (
+    C_BAD_STE,
+    C_BAD_STREAMID,
+    F_ADDR_SIZE,
+    F_CD_FETCH,
+    F_PERMISSION,
+    F_TRANSLATION,
+    Sight,
+)
 
-C_BAD_STREAMID, F_STE_FETCH, C_BAD_STE, F_CD_FETCH, C_BAD_CD = 0x02, 0x03, 0x04, 0x09, 0x0A
-F_WALK_EABT, F_TRANSLATION, F_ADDR_SIZE, F_ACCESS, F_PERMISSION = 0x0B, 0x10, 0x11, 0x12, 0x13
-_TLBI_NH_VA, _TLBI_NH_VAA = 0x12, 0x13
 _ADDRESSES = ((1 << 128) - 1) << 128
-
-
-@dataclass(frozen=True)
-class Sight:
-    """One access that came out differently: what it met, what the architecture wants, and what QEMU did."""
-
-    met: Circumstances
-    ours: Outcome
-    theirs: Outcome
-
-    @property
-    def our_event(self) -> int | None:
-        return self.ours.events[0] & 0xFF if self.ours.events else None
-
-    @property
-    def their_event(self) -> int | None:
-        return self.theirs.events[0] & 0xFF if self.theirs.events else None
-
-    @property
-    def both_refused(self) -> bool:
-        return self.ours.reached is None and self.theirs.reached is None
+_RNW, _S2 = 1 << 99, 1 << 103
 
 
 @dataclass(frozen=True)
@@ -46,6 +32,41 @@ class Known:
     applies: Callable[[Sight], bool]
     applies_to: Callable[[Abilities], bool] = lambda _: True
     """Whether it can come up between sides that have these abilities in common."""
+
+
+# Records. What is left of a record when a known difference is taken away; None where there is none.
+
+
+def _cd_fetch_address(sight: Sight, theirs: int) -> int | None:
+    ours = sight.ours.events[0]
+    moved = ours & ~_ADDRESSES | ours >> 192 << 128
+    return ours if sight.our_event == F_CD_FETCH and theirs == moved else None
+
+
+def _offset_in_ipa(_: Sight, theirs: int) -> int | None:
+    offset = theirs >> 192 & 0xFFF
+    translation = F_TRANSLATION <= theirs & 0xFF <= F_PERMISSION
+    return theirs & ~(0xFFF << 192) if translation and theirs & _S2 and offset else None
+
+
+def _fetch_is_a_read(sight: Sight, theirs: int) -> int | None:
+    fetching = theirs & _S2 and theirs >> 104 & 3 != 2  # CLASS is not IN
+    return theirs & ~_RNW if fetching and theirs & _RNW and sight.met.access.write else None
+
+
+def _cached_refusal_without_ipa(sight: Sight, theirs: int) -> int | None:
+    ipa = sight.ours.events[0] & ~((1 << 192) - 1)
+    nested = sight.met.config == 7 and theirs & 0xFF == F_PERMISSION and theirs & _S2
+    return theirs | ipa if nested and not theirs >> 192 and same_place_before(sight.met) else None
+
+
+KNOWN_OF_RECORDS: dict[str, Callable[[Sight, int], int | None]] = {
+    "cd-fetch-address": _cd_fetch_address,
+    "offset-in-ipa": _offset_in_ipa,
+    "fetch-is-a-read": _fetch_is_a_read,
+    "cached-refusal-without-ipa": _cached_refusal_without_ipa,
+}
+"""What QEMU writes differently into a record that both write."""
 
 
 # Streams
@@ -86,104 +107,16 @@ def _bypass_unbounded(sight: Sight) -> bool:
     )
 
 
-# Context descriptors
+def _has_stage_1(abilities: Abilities) -> bool:
+    return abilities.stage_1
 
 
-def _cd_fetch_address(sight: Sight) -> bool:
-    if not (sight.both_refused and sight.our_event == sight.their_event == F_CD_FETCH):
-        return False
-    (ours,), (theirs,) = sight.ours.events, sight.theirs.events
-    moved = ours & ~_ADDRESSES | ours >> 192 << 128
-    return theirs == moved
+def _has_stage_2(abilities: Abilities) -> bool:
+    return abilities.stage_2
 
 
-# Stage 1
-
-
-def _says(sight: Sight, outcome: Outcome, event: int) -> bool:
-    """It was refused with `event` of stage 1, or silently where the CD says so."""
-    met = sight.met
-    if outcome.reached is not None:
-        return False
-    if not outcome.events:
-        return met.cd is not None and not met.cd[0] >> 45 & 1  # CD.R
-    return outcome.events[0] & 0xFF == event
-
-
-def _top_byte_1(sight: Sight) -> bool:
-    met = sight.met
-    return (
-        met.high
-        and met.tbi(True) != met.tbi(False)
-        and (_says(sight, sight.ours, F_TRANSLATION) or _says(sight, sight.theirs, F_TRANSLATION))
-    )
-
-
-def _privilege(sight: Sight) -> bool:
-    met = sight.met
-    if not _says(sight, sight.ours, F_PERMISSION) or met.leaf is None:
-        return False
-    no_user = not met.leaf.word & 1 << 6 or any(table.word & 1 << 61 for table in met.tables)
-    return no_user and sight.theirs.reached == met.leaf.reached
-
-
-def _tagged_entry(sight: Sight) -> bool:
-    met = sight.met
-    # QEMU takes TBI0 for both halves.
-    tagged = met.tbi(False) and met.access.iova >> 56 != (0xFF if met.high else 0)
-    by_address = any(
-        low & 0xFF in (_TLBI_NH_VA, _TLBI_NH_VAA)
-        for step in met.before
-        if isinstance(step, Commands)
-        for low, _ in step.words
-    )
-    # It lives on what an access with the same tag left behind.
-    return tagged and by_address and _same_page_before(met)
-
-
-def _same_page_before(met: Circumstances) -> bool:
-    return any(
-        isinstance(step, Access) and step.iova >> 12 == met.access.iova >> 12 for step in met.before
-    )
-
-
-def _read_only_table_first(sight: Sight) -> bool:
-    return (
-        sight.met.access.write
-        and any(table.word & 1 << 62 for table in sight.met.tables)
-        and sight.both_refused
-        and _says(sight, sight.theirs, F_PERMISSION)
-    )
-
-
-def _read_only_table_forgotten(sight: Sight) -> bool:
-    return (
-        sight.met.access.write
-        and any(table.word & 1 << 62 for table in sight.met.tables)
-        and _says(sight, sight.ours, F_PERMISSION)
-        and sight.theirs.reached is not None
-    )
-
-
-def _table_size_unchecked(sight: Sight) -> bool:
-    met = sight.met
-    return _says(sight, sight.ours, F_ADDR_SIZE) and any(
-        table.output >> met.output_bits for table in met.tables
-    )
-
-
-def _leaf_size_last(sight: Sight) -> bool:
-    met = sight.met
-    return (
-        _says(sight, sight.ours, F_ADDR_SIZE)
-        and met.leaf is not None
-        and bool(met.leaf.output >> met.output_bits)
-        and any(_says(sight, sight.theirs, event) for event in (F_ACCESS, F_PERMISSION))
-    )
-
-
-def _block_too_high(sight: Sight) -> bool:
-    return sight.met.too_high and _says(sight, sight.ours, F_TRANSLATION)
+def _has_both(abilities: Abilities) -> bool:
+    return abilities.stage_1 and abilities.stage_2
 
 
 KNOWN: tuple[Known, ...] = (
@@ -191,17 +124,44 @@ KNOWN: tuple[Known, ...] = (
     Known("invalid-stream-recorded", _invalid_stream_recorded),
     Known("substreams-without-any", _substreams_without_any),
     Known("bypass-unbounded", _bypass_unbounded),
-    Known("cd-fetch-address", _cd_fetch_address),
-    Known("top-byte-of-ttb1", _top_byte_1),
-    Known("everything-privileged", _privilege),
-    Known("tagged-entry-stays", _tagged_entry),
-    Known("read-only-table-first", _read_only_table_first),
-    Known("read-only-table-forgotten", _read_only_table_forgotten),
-    Known("table-address-unchecked", _table_size_unchecked),
-    Known("leaf-address-last", _leaf_size_last),
-    Known("block-too-high", _block_too_high),
+    *(Known(name, applies, _has_stage_2) for name, applies in STAGE_2.items()),
+    *(Known(name, applies, _has_both) for name, applies in BOTH.items()),
+    *(Known(name, applies, _has_stage_1) for name, applies in STAGE_1.items()),
 )
 """In the order in which they are tried."""
+
+
+# The command queue
+
+_IGNORED = (0x18, 0x1A, 0x20, 0x21, 0x22, 0x23, 0x40, 0x41, 0x44, 0x45)
+_ILLEGAL = 1 << 24  # CMDQ_CONS.ERR is CERROR_ILL
+
+
+def _stopped_here_only(ours: Verdict, theirs: Verdict) -> bool:
+    """We stopped at an ILLEGAL command, QEMU consumed everything."""
+    return bool(ours.consumed & 0x7F << 24 == _ILLEGAL and ours.gerror & 1 and not theirs.gerror)
+
+
+def _refused_command(case: Case, ours: Verdict) -> int:
+    commands = case.commands()
+    place = ours.consumed & 0xFF
+    return commands[place][0] if place < len(commands) else 0
+
+
+def _command_ignored(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    return _stopped_here_only(ours, theirs) and _refused_command(case, ours) & 0xFF in _IGNORED
+
+
+def _signal_unchecked(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    command = _refused_command(case, ours)
+    return _stopped_here_only(ours, theirs) and command & 0xFF == 0x46 and command >> 12 & 3 == 3
+
+
+KNOWN_OF_QUEUE: dict[str, Callable[[Case, Verdict, Verdict], bool]] = {
+    "foreign-command-ignored": _command_ignored,
+    "reserved-signal-ignored": _signal_unchecked,
+}
+"""The same for the command queue's end, with the case and both verdicts: ours, then QEMU's."""
 
 QEMU_ENDS = {
     "reserved-size-ends-qemu": "oas2bits",

@@ -161,7 +161,7 @@ def _make_half(
         words[2 if high else 1] |= 1 << 1  # HAD
     levels = table.geometry.leaf_levels()
     for address in _pages(random, half, random.randint(1, 5)):
-        output = random.choice(regime.goals) if regime.stage_2 else target(random)
+        output = random.choice(regime.goals or [0]) if regime.stage_2 else target(random)
         leaf = leaf_1(random, regime)
         table.add(address, output, _level(random, levels), leaf, hierarchy(random))
     damage(random, space, table)
@@ -180,7 +180,7 @@ def make_stage_2(random: Random, space: Space, abilities: Abilities, regime: Reg
     bits = random.choice(sizes)
     natural = Geometry.of_stage_1(bits, granule).start
     start = max(natural, 0 if granule == 12 else 1)
-    if start < 3 and bits - granule - stride * (3 - start) <= 4 and random.random() < 0.5:
+    if start < 3 and bits - granule - stride * (3 - start) <= 4 and random.random() < 0.15:
         start += 1  # concatenated instead of one level more
     if bits - granule - stride * (4 - start) > 4 or (granule == 12 and start == 3):
         start = natural
@@ -197,9 +197,11 @@ def make_stage_2(random: Random, space: Space, abilities: Abilities, regime: Reg
     levels = geometry.leaf_levels()
     for address in _pages(random, regime.stage_2, random.randint(2, 6)):
         table.add(address, target(random), _level(random, levels), leaf_2(random, abilities))
-    regime.goals = [mapping.address for mapping in table.mappings]
+    regime.goals = [m.address for m in table.mappings if not board.in_tables(m.address)]
     damage(random, space, table)
-    ps = random.choice((*range(len(OUTPUT_SIZES)), 4, 5, 5, 5))
+    # Mostly at least as much out as in: QEMU wants it.
+    enough = [code for code, size in enumerate(OUTPUT_SIZES) if size >= bits]
+    ps = random.choice(enough if random.random() < 0.9 else range(8))
     word = regime.vmid | (64 - bits) << 32 | sl0 << 38 | _S2TG[granule] << 46 | ps << 48
     word |= 1 << 51 | _bits(
         random, {1 << 53: 0.15, 1 << 54: 0.1, 1 << 58: 0.85}

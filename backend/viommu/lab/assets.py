@@ -55,7 +55,7 @@ class GuestImage(_Part):
 
 
 class Assets(BaseModel):
-    """The parts by name; `qemu` and `guests` by architecture ("aarch64", "x86_64")."""
+    """The parts by name; `qemu` by architecture ("aarch64", "x86_64"), `guests` by that or by a name of their own."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,21 +94,22 @@ class Assets(BaseModel):
 
     def qemu_for(self, architecture: str) -> Qemu:
         """Raises `AssetsMissing` for an architecture that is not set up."""
-        return _pick(self.qemu, architecture, "QEMU")
+        return _pick(self.qemu, architecture, "QEMU", "scripts/setup")
 
-    def guest_for(self, architecture: str) -> GuestImage:
-        """Raises `AssetsMissing` for an architecture that is not set up."""
-        return _pick(self.guests, architecture, "guest")
+    def guest_for(self, name: str) -> GuestImage:
+        """The guest of that name: an architecture, or one that was set up on demand; raises `AssetsMissing`."""
+        further = "" if name in self.qemu else f" --guest {name}"
+        return _pick(self.guests, name, "guest", f"scripts/setup{further}")
 
 
 Kind = TypeVar("Kind")
 
 
-def _pick(parts: Mapping[str, Kind], architecture: str, what: str) -> Kind:
+def _pick(parts: Mapping[str, Kind], name: str, what: str, command: str) -> Kind:
     try:
-        return parts[architecture]
+        return parts[name]
     except KeyError as error:
         known = ", ".join(parts) or "none"
         raise AssetsMissing(
-            f"No {what} for {architecture} is set up (there is {known}): run scripts/setup."
+            f"No {what} for {name} is set up (there is {known}): run {command}."
         ) from error

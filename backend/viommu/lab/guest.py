@@ -57,7 +57,7 @@ class Guest:
 
     `devices` maps names of the machine's devices to the vfio-user sockets that serve them;
     the others stay unplugged. `kernel`, `initramfs` and `modules` (a `lib/modules/<release>`
-    folder) replace the guest's own. `scripts` is a folder of Python files for
+    folder) replace the guest's own, `image` names another guest of `Assets`. `scripts` is a folder of Python files for
     `/viommu/inside`, `extra_files` more files by their path in the guest.
 
     Errors are `LabError`s. After a panic, a time-out or QEMU's end the guest is lost: each
@@ -72,6 +72,7 @@ class Guest:
         devices: Mapping[str, Path] | None = None,
         scripts: Path | None = None,
         extra_files: Mapping[str, bytes] | None = None,
+        image: str | None = None,
         kernel: Path | None = None,
         initramfs: Path | None = None,
         modules: Path | None = None,
@@ -81,9 +82,9 @@ class Guest:
     ) -> None:
         self.machine = machine
         self._emulator = assets.qemu_for(machine.arch)
-        image = assets.guest_for(machine.arch)
-        self._kernel = kernel or image.kernel
-        self._initramfs = initramfs or image.initramfs
+        own = assets.guest_for(image or machine.arch)
+        self._kernel = kernel or own.kernel
+        self._initramfs = initramfs or own.initramfs
         self._device_tree = device_tree
         self._words = command_line
         self._devices = dict(devices or {})

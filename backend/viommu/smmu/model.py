@@ -37,12 +37,9 @@ from viommu.smmu.walk import Walker
 from viommu.trace import Tracer
 
 _WORD = 0xFFFF_FFFF
-_ERRORS = int(
-    GlobalError.CMDQ_ERR
-    | GlobalError.EVENTQ_ABT_ERR
-    | GlobalError.MSI_CMDQ_ABT_ERR
-    | GlobalError.MSI_EVENTQ_ABT_ERR
-    | GlobalError.MSI_GERROR_ABT_ERR
+_ERRORS = int(GlobalError.CMDQ_ERR | GlobalError.EVENTQ_ABT_ERR)
+_MSI_ERRORS = int(
+    GlobalError.MSI_CMDQ_ABT_ERR | GlobalError.MSI_EVENTQ_ABT_ERR | GlobalError.MSI_GERROR_ABT_ERR
 )
 # Writable bits of each layout: its fields, less those whose feature is absent.
 _CR0 = Cr0(smmuen=True, eventqen=True, cmdqen=True).value
@@ -372,7 +369,8 @@ class Smmu:
             self._signal(Register.GERROR_IRQ_CFG0, GlobalError.MSI_GERROR_ABT_ERR)
 
     def _write_gerrorn(self, value: int) -> None:
-        self._registers[Register.GERRORN] = value & _ERRORS
+        errors = _ERRORS | (_MSI_ERRORS if self.features.msi else 0)
+        self._registers[Register.GERRORN] = value & errors
         if self.commands.stopped and not self._error_active(GlobalError.CMDQ_ERR):
             self.commands.stopped = False
             self.step()

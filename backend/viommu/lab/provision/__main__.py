@@ -1,8 +1,8 @@
-"""`python -m viommu.lab.provision [--check]`: provides the parts that are missing, or names them."""
+"""`python -m viommu.lab.provision [--check] [--guest NAME]`: provides the parts that are missing, or names them."""
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,29 +50,40 @@ class Part:
         manifest[leaf] = self.provide(cache, apt, say) | {"key": key}
 
 
-def parts() -> Iterator[Part]:
-    """Every part, the ones that need least first."""
+def parts(further: Sequence[str] = ()) -> Iterator[Part]:
+    """Every part, the ones that need least first; and the guests of `ON_DEMAND` whose names are in `further`."""
     yield Part("libvfio-user", ("libvfio_user",), libvfio_user.key, libvfio_user.provide)
     for guest in guest_image.GUESTS:
         name = guest.architecture
         yield Part(
             f"QEMU for {name}", ("qemu", name), partial(qemu.key, name), partial(qemu.provide, name)
         )
-    for guest in guest_image.GUESTS:
+    on_demand = [guest for guest in guest_image.ON_DEMAND if guest.name in further]
+    for guest in (*guest_image.GUESTS, *on_demand):
         yield Part(
-            f"guest for {guest.architecture}", ("guests", guest.architecture),
+            f"guest for {guest.name}", ("guests", guest.name),
             partial(guest_image.key, guest), partial(guest_image.provide, guest),
         )  # fmt: skip
 
 
-def provision(cache: Cache, say: Say) -> bool:
-    """Provides what is missing; returns whether anything was. Raises `ProvisionError`."""
-    if all(part.find(cache.read_manifest()) for part in parts()):
+def _asked_for(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """The guests that are there. One that was asked for once is a part like the others."""
+    return tuple(manifest.get("guests", ()))
+
+
+def provision(cache: Cache, say: Say, further: Sequence[str] = ()) -> bool:
+    """Provides what is missing; returns whether anything was. Raises `ProvisionError`.
+
+    `further` are guests of `ON_DEMAND` by name.
+    """
+    manifest = cache.read_manifest()
+    wanted = list(parts((*further, *_asked_for(manifest))))
+    if all(part.find(manifest) for part in wanted):
         return False
     with cache.locked(say):
         manifest = cache.read_manifest()
         apt = PrivateApt(cache, say)
-        for part in parts():
+        for part in wanted:
             if part.find(manifest) is None:
                 part.store(manifest, cache, apt, say)
                 cache.write_manifest(manifest)
@@ -87,7 +98,7 @@ def check(cache: Cache) -> bool:
     manifest = cache.read_manifest()
     table = Table("Part", "Version", "Where from", "State", title=f"Cache: {cache.directory}")
     complete = True
-    for part in parts():
+    for part in parts(_asked_for(manifest)):
         entry = part.find(manifest)
         complete &= entry is not None
         if entry is None:
@@ -106,12 +117,16 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="report each part; exit status 1 if one is missing"
     )
+    parser.add_argument(
+        "--guest", action="append", default=[], help="another kernel too, for `viommu boot --guest`",
+        choices=[guest.name for guest in guest_image.ON_DEMAND],
+    )  # fmt: skip
     options = parser.parse_args()
     cache = Cache(cache_directory())
     try:
         if options.check:
             return 0 if check(cache) else 1
-        if provision(cache, lambda text: print(text, flush=True)):
+        if provision(cache, lambda text: print(text, flush=True), options.guest):
             print(f"Everything is set up in {cache.directory}")
     except ProvisionError as error:
         print(f"scripts/setup: {error}", file=sys.stderr)

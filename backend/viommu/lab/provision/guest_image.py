@@ -12,7 +12,14 @@ from pathlib import Path
 
 from viommu.lab.cpio import CpioEntry, write_cpio
 from viommu.lab.provision import kernel_modules
-from viommu.lab.provision.apt import STABLE, Archive, PrivateApt, host_architecture, unpack
+from viommu.lab.provision.apt import (
+    BACKPORTS,
+    STABLE,
+    Archive,
+    PrivateApt,
+    host_architecture,
+    unpack,
+)
 from viommu.lab.provision.bytecode import compile_library
 from viommu.lab.provision.cache import Cache, Entry, ProvisionError, recipe_key
 from viommu.lab.provision.kernel_modules import KernelModule, modules_alias, modules_dep
@@ -24,13 +31,24 @@ _PYTHON = "python3.13"
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest's architecture under its names."""
+    """A guest: its name, its architecture under its names, its kernel."""
 
+    name: str
     architecture: str  # as QEMU and the kernel say
     debian: str  # as Debian says
+    kernel: str  # Debian's package that depends on the newest
+    suite: str = STABLE
 
 
-GUESTS = (Guest("aarch64", "arm64"), Guest("x86_64", "amd64"))
+GUESTS = (
+    Guest("aarch64", "aarch64", "arm64", "linux-image-cloud-arm64"),
+    Guest("x86_64", "x86_64", "amd64", "linux-image-cloud-amd64"),
+)
+ON_DEMAND = (
+    Guest("aarch64-backports", "aarch64", "arm64", "linux-image-cloud-arm64", BACKPORTS),
+    Guest("aarch64-16k", "aarch64", "arm64", "linux-image-arm64-16k"),
+)
+"""Further kernels, for who asks for one by name."""
 
 # Modules that tests and their users load. NVMe, virtio-pci, ext4 and hugetlbfs are built in.
 MODULES = (
@@ -60,12 +78,12 @@ _LIBRARIES = re.compile(
 
 def key(guest: Guest) -> str:
     names = ("guest_image.py", "guest_init", "bytecode.py", "kernel_modules.py", "../cpio.py")
-    return recipe_key(guest.architecture, *(_HERE / name for name in names))
+    return recipe_key(guest.name, *(_HERE / name for name in names))
 
 
 def provide(guest: Guest, cache: Cache, apt: PrivateApt, say: Say) -> Entry:
     """The manifest's entry for `guest`."""
-    directory = cache.directory / f"guest-{guest.architecture}-{key(guest)}"
+    directory = cache.directory / f"guest-{guest.name}-{key(guest)}"
     if not directory.exists():
         _build(guest, directory.name, cache, apt, say)
     release = (directory / "release").read_text()
@@ -74,7 +92,7 @@ def provide(guest: Guest, cache: Cache, apt: PrivateApt, say: Say) -> Entry:
         "release": release,
         "initramfs": str(directory / "initramfs.cpio"),
         "modules": (directory / "modules").read_text().split(),
-        "origin": f"Debian {STABLE}, linux-image-{release}",
+        "origin": f"Debian {guest.suite}, linux-image-{release}",
     }
 
 
@@ -90,19 +108,21 @@ def _userland_packages(debian: str, apt: PrivateApt) -> list[Archive]:
     ]
 
 
-def _system_packages(debian: str, apt: PrivateApt) -> list[Archive]:
-    """The kernel and busybox."""
-    closure = apt.closure((f"linux-image-cloud-{debian}", "busybox-static"), architecture=debian)
+def _system_packages(guest: Guest, apt: PrivateApt) -> list[Archive]:
+    """The kernel and busybox. Newer kernels come in several packages."""
+    packages = (guest.kernel, "busybox-static")
+    closure = apt.closure(packages, architecture=guest.debian, suite=guest.suite)
     return [
         archive
         for archive in closure
-        if archive.package == "busybox-static" or re.match(r"linux-image-\d", archive.package)
+        if archive.package == "busybox-static"
+        or re.match(r"linux-(image|binary|modules)-\d", archive.package)
     ]
 
 
 def _build(guest: Guest, name: str, cache: Cache, apt: PrivateApt, say: Say) -> None:
-    purpose = f"the {guest.architecture} guest"
-    guest_archives = _system_packages(guest.debian, apt) + _userland_packages(guest.debian, apt)
+    purpose = f"the {guest.name} guest"
+    guest_archives = _system_packages(guest, apt) + _userland_packages(guest.debian, apt)
     host_archives = _userland_packages(host_architecture(), apt)
     both = list(dict.fromkeys(guest_archives + host_archives))
     files = dict(zip(both, apt.fetch(both, purpose), strict=True))
@@ -112,13 +132,14 @@ def _build(guest: Guest, name: str, cache: Cache, apt: PrivateApt, say: Say) -> 
         for archives, into in ((guest_archives, root), (host_archives, host)):
             for archive in archives:
                 unpack(files[archive], into, _is_for_guest)
-        kernels = sorted((root / "boot").glob("vmlinuz-*"))
+        kernels = [*root.glob("boot/vmlinuz-*"), *root.glob("usr/lib/modules/*/vmlinuz")]
         if len(kernels) != 1:
             raise ProvisionError(
                 f"Debian's packages hold {len(kernels)} kernels for {purpose}, not one."
             )
-        release = kernels[0].name.removeprefix("vmlinuz-")
-        modules = kernel_modules.select_modules(root / "usr/lib/modules" / release, MODULES)
+        (release_directory,) = root.glob("usr/lib/modules/*")
+        release = release_directory.name
+        modules = kernel_modules.select_modules(release_directory, MODULES)
         compile_library(host, _PYTHON, root / "usr/lib" / _PYTHON, root)
         entries = [*_skeleton(), *_userland(root), *_module_tree(release, modules)]
         (work / "initramfs.cpio").write_bytes(write_cpio(entries))
