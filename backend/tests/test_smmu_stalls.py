@@ -1,4 +1,4 @@
-"""Transactions that wait for software: records, STAGs, CMD_RESUME, CMD_STALL_TERM (IHI 0070, 3.12.2, 4.7, 5.5)."""
+"""Transactions that wait for software: records, STAGs, answers (IHI 0070, 3.12.2, 4.7, 5.5, 7.2.1)."""
 
 from contextlib import suppress
 from itertools import product
@@ -275,9 +275,9 @@ def test_no_more_than_stall_max_are_stalled_and_the_others_come_later() -> None:
     first, second, third, fourth = (rig.stall(page << 12) for page in range(4))
     assert len(rig.events()) == 2
     assert (third.stag, fourth.stag) == (None, None)
-    assert third.resolution is fourth.resolution is None
+    assert [s.resolution for s in (second, third, fourth)] == [None] * 3
     rig.submit(resume(first.stag or 0, ABORT))
-    assert (third.resolution, fourth.resolution, second.resolution) == ("retry", "retry", None)
+    assert [s.resolution for s in (second, third, fourth)] == [None, "retry", "retry"]
     third, fourth = rig.stall(0x2000), rig.stall(0x3000)
     (record,) = rig.events()
     assert stag_of(record) == third.stag
@@ -286,12 +286,11 @@ def test_no_more_than_stall_max_are_stalled_and_the_others_come_later() -> None:
     assert [s.resolution for s in (second, third, fourth)] == ["abort"] * 3
 
 
-def fill(rig: Stages) -> int:
-    """Fill the event queue with other records; returns how many."""
+def fill(rig: Stages) -> None:
+    """Fill the event queue with 32 other records."""
     while (rig.read(hw.EVENTQ_PROD) ^ rig.read(hw.EVENTQ_CONS)) & 0x3F != 0x20:
         with suppress(TransactionAborted):
             rig.begin(0, access=Access(STREAM + 1))
-    return 32
 
 
 def test_no_stall_is_lost_when_the_queue_is_full() -> None:
@@ -375,7 +374,7 @@ def test_sync_waits_for_a_transaction_that_was_retried_and_is_under_way() -> Non
     stalled = rig.stall(0x1000)
     table.map(0x1000, OUT | LEAF)
     rig.submit(resume(stalled.stag or 0, RETRY), SYNC)
-    assert rig.consumed  # it has not begun again yet
+    assert rig.read(hw.CMDQ_CONS) == rig.read(hw.CMDQ_PROD)  # it has not begun again yet
     again = rig.begin(0x1000)
     rig.submit((0x30, 0), SYNC)
     assert not rig.consumed
@@ -404,29 +403,30 @@ def test_stalls_are_never_merged() -> None:
 # Merging of those that terminate (7.3.1)
 
 
+def refused(rig: Stages, address: int, *, write: bool = False) -> None:
+    with pytest.raises(TransactionAborted):
+        rig.go(address, 1, write=write)
+
+
 def test_mev_lets_records_of_one_page_be_one() -> None:
     for mev in (0, MEV):
         rig, table = rig_with_stage_1(0)
         rig.stage_1_only(table, second=mev)
 
-        def refused(address: int, rig: Stages = rig, **access: bool) -> None:
-            with pytest.raises(TransactionAborted):
-                rig.go(address, 1, **access)
-
         for address in (0x1000, 0x1008, 0x1FFF):
-            refused(address)
+            refused(rig, address)
         events = rig.events()
         assert len(events) == (1 if mev else 3)
         assert events[0] == hw.translation_record(0x10, 0x1000)
         # Once it is read, the next is a new one; as is another page, another access, another stream.
-        refused(0x1000)
-        refused(0x2000)
-        refused(0x2000, write=True)
-        refused(0x2000)
+        refused(rig, 0x1000)
+        refused(rig, 0x2000)
+        refused(rig, 0x2000, write=True)
+        refused(rig, 0x2000)
         assert len(rig.events()) == 4
         # A record that was lost stands for nothing.
         rig.write(hw.CR0, 0x9)
-        refused(0x3000)
+        refused(rig, 0x3000)
         rig.write(hw.CR0, 0xD)
-        refused(0x3000)
+        refused(rig, 0x3000)
         assert len(rig.events()) == 1

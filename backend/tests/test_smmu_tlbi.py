@@ -224,7 +224,7 @@ def test_one_invalidation_takes_all_fragments(granule: int, level: int, how: str
 # Ranges and levels of one stage
 
 
-GRANULES = {12: (1, {1: 30, 2: 21, 3: 12}), 14: (2, {2: 25, 3: 14}), 16: (3, {2: 29, 3: 16})}
+GRANULES = {12: (1, (1, 2, 3)), 14: (2, (2, 3)), 16: (3, (2, 3))}
 
 
 @pytest.mark.parametrize("granule", GRANULES)
@@ -239,9 +239,9 @@ def test_a_range_goes_by_granule_and_level(granule: int, stage: int) -> None:
             else:
                 rig.stage_2_only(table)
             plain = hw.PLAIN if stage == 1 else S2_PLAIN
-            own_tg, shifts = GRANULES[granule]
+            own_tg, levels = GRANULES[granule]
             places = {}
-            for level in shifts:
+            for level in levels:
                 address = level << 36
                 kind = hw.PAGE if level == 3 else hw.BLOCK
                 places[level] = table.map(address, plain | kind, level=level)
