@@ -65,8 +65,9 @@ def reach(rig: Rig, page: int) -> int | None:
         (0x12 | VMID << 32 | ASID << 48, IOVA | 1),
         (0x12 | VMID << 32 | ASID << 48, IOVA + 300 * 4096),
         (0x13 | VMID << 32, IOVA + 77 * 4096),
-        # One page by range: NUM 0, SCALE 0, TG 4 KiB.
-        (0x12 | VMID << 32 | ASID << 48, IOVA | 1 << 10),
+        # A range of two pages: NUM 1, SCALE 0, TG 4 KiB; and of one, by the level of the block.
+        (0x12 | VMID << 32 | ASID << 48 | 1 << 12, IOVA | 1 << 10),
+        (0x12 | VMID << 32 | ASID << 48, IOVA | 1 << 10 | 2 << 8),
     ],
 )
 def test_every_piece_goes(rig: Rig, command: tuple[int, int]) -> None:
