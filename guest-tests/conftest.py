@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
-from linux_rig import LinuxRig
+from linux_rig import LinuxRig, Ran, Result
 
 from viommu.lab.assets import Assets
 from viommu.lab.config import Machine, load_machine, machine_directory
@@ -153,6 +153,41 @@ def linux(shared_linux: Shared[LinuxRig], request: pytest.FixtureRequest) -> Lin
     found = shared_linux.get()
     watch(request.node, found.rig.guest)
     return found
+
+
+@pytest.fixture(scope="session")
+def ran() -> dict[tuple[int, str], Ran]:
+    """By the guest's process and the group."""
+    return {}
+
+
+@pytest.fixture
+def group(linux: LinuxRig, ran: dict[tuple[int, str], Ran]) -> Callable[[str], Ran]:
+    """Runs a group as a whole when it is asked for first."""
+
+    def run(name: str) -> Ran:
+        key = linux.rig.guest.pid, name
+        if key not in ran:
+            results: list[Result] = []
+            events = linux.events_of(lambda: results.extend(linux.cases(name)))
+            ran[key] = Ran({each["case"]: each for each in results}, events)
+        return ran[key]
+
+    return run
+
+
+@pytest.fixture
+def case(group: Callable[[str], Ran]) -> Callable[[str], Result]:
+    """The result of `group/name`."""
+
+    def result(name: str) -> Result:
+        results = group(name.split("/")[0]).results
+        failed = [each["error"] for each in results.values() if "error" in each]
+        assert name in results, f"the guest did not come to {name}: {failed}"
+        assert "error" not in results[name], results[name]["error"]
+        return results[name]
+
+    return result
 
 
 @pytest.fixture

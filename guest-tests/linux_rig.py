@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,14 @@ class LinuxRig:
         return id_registers(self.boot_events)
 
 
+@dataclass
+class Ran:
+    """A group of cases that a guest has run: their results by name, and what the trace has of it."""
+
+    results: dict[str, Result]
+    events: list[Event]
+
+
 # Of the trace
 
 
@@ -117,6 +126,32 @@ def joined(steps: Iterable[tuple[str, int]]) -> Steps:
     """Put what follows its like into one step."""
     rows = groupby(steps, lambda step: step[0])
     return [(kind, sum(count for _, count in row)) for kind, row in rows]
+
+
+def late(events: list[Event]) -> list[Event]:
+    """The transactions that a CMD_SYNC did not wait for, though something had been invalidated before it.
+
+    What moves bytes after a CMD_SYNC is complete has been translated after it began.
+    """
+    found = []
+    translated: dict[tuple[int, int], int] = {}  # the place in `events`, by StreamID and IOVA
+    synced = began = -1
+    invalidated = False
+    for place, event in enumerate(events):
+        match event["kind"]:
+            case "Translated":
+                translated[event["stream_id"], event["iova"]] = place
+            case "CommandConsumed":
+                invalidated |= event["opcode"].startswith(("CMD_CFGI", "CMD_TLBI"))
+            case "SyncWaiting":
+                began = place
+            case "SyncCompleted":
+                if invalidated:
+                    synced = place if began < 0 else began
+                began, invalidated = -1, False
+            case "DmaMoved" if translated.get((event["stream_id"], event["iova"]), place) < synced:
+                found.append(event)
+    return found
 
 
 # Of the kernel's log

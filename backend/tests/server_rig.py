@@ -61,7 +61,13 @@ class Machine:
     """The server, guest RAM in a memfd, and the trace; `connect` plugs a function in."""
 
     def __init__(
-        self, directory: Path, *, msix: bool = False, seed: int = 0, functions: Any = FUNCTIONS
+        self,
+        directory: Path,
+        *,
+        msix: bool = False,
+        seed: int = 0,
+        functions: Any = FUNCTIONS,
+        **options: Any,
     ) -> None:
         self.events: list[Event] = []
         tracer = Tracer()
@@ -69,7 +75,7 @@ class Machine:
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, RAM)
         self.ram = mmap.mmap(self.fd, RAM)
-        self.server = Server(functions, directory, tracer=tracer, msix=msix, seed=seed)
+        self.server = Server(functions, directory, tracer=tracer, msix=msix, seed=seed, **options)
         self._clients: list[Client] = []
 
     def connect(self, name: str, *, shared: bool = True, bus_master: bool = False) -> Function:

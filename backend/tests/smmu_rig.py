@@ -70,6 +70,9 @@ STAGE_1 = Features(
     range_invalidation=False,
     permission_overrides=False,
     attribute_overrides=False,
+    ats=False,
+    pri=False,
+    atos=False,
 )
 """The least that a driver can live with: stage 1 with 4 KiB pages, and faults that terminate."""
 

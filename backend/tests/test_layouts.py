@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viommu.layouts import commands, page_tables, records, registers, tables
+from viommu.layouts import atos, commands, page_tables, records, registers, tables
 from viommu.layouts.bitfields import Layout, LayoutError, bits
 
 # layout: field: (64-bit word, or 32-bit register: 0; high; low)
@@ -162,6 +162,23 @@ LINUX: dict[type[Layout], Places] = {
         "msi_data": (0, 63, 32),
         "msi_address": (1, 51, 2),
     },
+    commands.AtcInvalidateCommand: {
+        "opcode": (0, 7, 0),
+        "global_": (0, 9, 9),
+        "ssv": (0, 11, 11),
+        "substream_id": (0, 31, 12),
+        "stream_id": (0, 63, 32),
+        "span_log2": (1, 5, 0),
+        "address": (1, 63, 12),
+    },
+    commands.PriResponseCommand: {
+        "opcode": (0, 7, 0),
+        "ssv": (0, 11, 11),
+        "substream_id": (0, 31, 12),
+        "stream_id": (0, 63, 32),
+        "prg_index": (1, 8, 0),
+        "response": (1, 13, 12),
+    },
     records.EventRecord: {
         "event": (0, 7, 0),
         "ssv": (0, 11, 11),
@@ -176,6 +193,18 @@ LINUX: dict[type[Layout], Places] = {
         "fault_class": (1, 41, 40),
         "tt_rnw": (1, 44, 44),
         "address": (2, 63, 0),
+    },
+    records.PageRequestRecord: {
+        "stream_id": (0, 31, 0),
+        "substream_id": (0, 51, 32),
+        "privileged": (0, 58, 58),
+        "execute": (0, 59, 59),
+        "read": (0, 60, 60),
+        "write": (0, 61, 61),
+        "last": (0, 62, 62),
+        "ssv": (0, 63, 63),
+        "prg_index": (1, 8, 0),
+        "address": (1, 63, 12),
     },
 }
 
@@ -219,7 +248,9 @@ QEMU: dict[type[Layout], Places] = {
 
 # IHI 0070, the sections that define them.
 TEXT: dict[type[Layout], Places] = {
+    registers.Idr0: {"atsrecerr": (0, 23, 23)},
     registers.Cr0: {"vmw": (0, 8, 6)},
+    registers.Cr2: {"rec_cfg_ats": (0, 3, 3)},
     registers.Gbpa: {
         "memattr": (0, 3, 0),
         "mtcfg": (0, 4, 4),
@@ -259,6 +290,46 @@ TEXT: dict[type[Layout], Places] = {
     # 4.6.1: Ac and Ab; Linux has them as one field of two bits, bits 13:12.
     commands.ResumeCommand: {"retry": (0, 12, 12), "abort": (0, 13, 13)},
     records.EventRecord: {"nsipa": (1, 36, 36), "fetch_addr": (3, 51, 3)},
+    # 7.3.6, and 7.3.19 for what has no number there
+    records.BadTranslationRequestRecord: {
+        "event": (0, 7, 0),
+        "ssv": (0, 11, 11),
+        "substream_id": (0, 31, 12),
+        "stream_id": (0, 63, 32),
+        "priv": (1, 32, 32),
+        "execute": (1, 33, 33),
+        "write": (1, 34, 34),
+        "read": (1, 35, 35),
+        "span": (1, 51, 44),
+        "address": (2, 63, 12),
+    },
+    # 6.3.38 to 6.3.40
+    atos.AtosSid: {
+        "stream_id": (0, 31, 0),
+        "substream_id": (0, 51, 32),
+        "ssid_valid": (0, 52, 52),
+    },
+    atos.AtosAddr: {
+        "httui": (0, 6, 6),
+        "ind": (0, 7, 7),
+        "rnw": (0, 8, 8),
+        "pnu": (0, 9, 9),
+        "type": (0, 11, 10),
+        "address": (0, 63, 12),
+    },
+    atos.AtosResult: {
+        "fault": (0, 0, 0),
+        "sh": (0, 9, 8),
+        "size_flag": (0, 11, 11),
+        "address": (0, 55, 12),
+        "attr": (0, 63, 56),
+    },
+    atos.AtosFault: {
+        "fault": (0, 0, 0),
+        "reason": (0, 2, 1),
+        "fault_code": (0, 11, 4),
+        "fault_address": (0, 55, 12),
+    },
     # DDI 0487, D8.3
     page_tables.TableDescriptor: {
         "valid": (0, 0, 0),
@@ -289,7 +360,7 @@ TEXT: dict[type[Layout], Places] = {
 
 LAYOUTS = [
     layout
-    for module in (registers, tables, commands, records, page_tables)
+    for module in (registers, tables, commands, records, page_tables, atos)
     for layout in vars(module).values()
     if isinstance(layout, type) and issubclass(layout, Layout) and layout is not Layout
 ]
@@ -331,7 +402,10 @@ def test_register_offsets() -> None:
         "GERROR_IRQ_CFG2": 0x74, "STRTAB_BASE": 0x80, "STRTAB_BASE_CFG": 0x88,
         "CMDQ_BASE": 0x90, "CMDQ_PROD": 0x98, "CMDQ_CONS": 0x9C, "EVENTQ_BASE": 0xA0,
         "EVENTQ_PROD": 0x1_00A8, "EVENTQ_CONS": 0x1_00AC, "EVENTQ_IRQ_CFG0": 0xB0,
-        "EVENTQ_IRQ_CFG1": 0xB8, "EVENTQ_IRQ_CFG2": 0xBC,
+        "EVENTQ_IRQ_CFG1": 0xB8, "EVENTQ_IRQ_CFG2": 0xBC, "PRIQ_BASE": 0xC0,
+        "PRIQ_IRQ_CFG0": 0xD0, "PRIQ_IRQ_CFG1": 0xD8, "PRIQ_IRQ_CFG2": 0xDC,
+        "GATOS_CTRL": 0x100, "GATOS_SID": 0x108, "GATOS_ADDR": 0x110, "GATOS_PAR": 0x118,
+        "PRIQ_PROD": 0x1_00C8, "PRIQ_CONS": 0x1_00CC,
     }  # fmt: skip
     assert {register.name: int(register) for register in registers.Register} == expected
 
@@ -370,6 +444,11 @@ def test_other_encodings() -> None:
     }  # fmt: skip
     assert values(tables.S1Format) == {"LINEAR": 0, "TWO_LEVEL_4K": 1, "TWO_LEVEL_64K": 2}
     assert values(tables.S1Default) == {"TERMINATE": 0, "BYPASS": 1, "SUBSTREAM_0": 2}
+    assert values(tables.Eats) == {"DISABLED": 0, "FULL": 1, "SPLIT_STAGE": 2}
+    assert values(commands.PriResponse) == {
+        "RESPONSE_FAILURE": 0, "INVALID_REQUEST": 1, "SUCCESS": 2
+    }  # fmt: skip
+    assert commands.ATC_INVALIDATE_ALL == 52
     assert values(tables.StreamWorld) == {"NS_EL1": 0, "EL2": 2}
     assert values(registers.StrtabFormat) == {"LINEAR": 0, "TWO_LEVEL": 1}
     assert values(commands.CompletionSignal) == {"SIG_NONE": 0, "SIG_IRQ": 1, "SIG_SEV": 2}

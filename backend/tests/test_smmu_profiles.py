@@ -27,6 +27,8 @@ LEAF = hw.PLAIN | hw.PAGE
 
 # IDR0: S1P, TTF, COHACC, ASID16, MSI, CD2L, TTENDIAN, TERM_MODEL, ST_LEVEL, and then S2P, HYP, HTTU, VMID16.
 ALL = 0x0D48_301A & ~(1 << 24) | 1 << 0 | 1 << 9 | 2 << 6 | 1 << 18
+# ATS, ATSRECERR, PRI, ATOS.
+ALL |= 1 << 10 | 1 << 23 | 1 << 16 | 1 << 15
 REGISTERS = {
     # feature: register, mask, value with everything, value without it
     "stage_1": (hw.IDR0, 1 << 1 | 1 << 9, 1 << 1 | 1 << 9, 0),
@@ -52,7 +54,11 @@ REGISTERS = {
     "stream_id_bits": (hw.IDR1, 0x3F, 16, 0),
     "substream_id_bits": (hw.IDR1, 0x1F << 6, 20 << 6, 0),
     "command_queue_log2": (hw.IDR1, 0x1F << 21, 13 << 21, 0),
-    "event_queue_log2": (hw.IDR1, 0x1F << 16, 12 << 16, 0),
+    "event_queue_log2": (hw.IDR1, 0x1F << 16 | 0x1F << 11, 12 << 16 | 12 << 11, 0),  # PRIQS follows
+    "ats": (hw.IDR0, 1 << 10 | 1 << 23 | 1 << 16, 1 << 10 | 1 << 23 | 1 << 16, 0),
+    "pri": (hw.IDR0, 1 << 16, 1 << 16, 0),
+    "atos": (hw.IDR0, 1 << 15, 1 << 15, 0),
+    "endpoint_pasid": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
     "caching": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
 }
 LEAST = {
@@ -75,7 +81,8 @@ def test_each_feature_has_its_bits_and_no_others(name: str) -> None:
     register, mask, with_it, without = REGISTERS[name]
     full = Stages(on=0)
     value = LEAST.get(name, 0 if type(getattr(Features(), name)) is int else False)
-    less = Stages(everything_but(**{name: value}), on=0)
+    also = {"pri": False} if name == "ats" else {}
+    less = Stages(everything_but(**{name: value}, **also), on=0)
     assert full.read(register) & mask == with_it
     assert less.read(register) & mask == without
     for offset in (hw.IDR0, hw.IDR1, hw.IDR3, hw.IDR5):
@@ -84,6 +91,8 @@ def test_each_feature_has_its_bits_and_no_others(name: str) -> None:
             assert changed & ~mask == 0 or name in ("stage_1", "stage_2", "stall_model")
         elif name in ("stage_1", "stage_2"):
             assert changed & ~(1 << 2 | 1 << 4 | 1 << 8) == 0
+        elif name in ("ats", "pri"):
+            assert changed & ~(0x1F << 11) == 0
         elif name == "stall_model":
             assert changed & ~(0xFFFF << 16) == 0
         else:
@@ -126,6 +135,7 @@ STAGE_1_COMMANDS = {0x05, 0x06, 0x10, 0x11, 0x12, 0x13}
 STAGE_2_COMMANDS = {0x28, 0x2A}
 EL2_COMMANDS = {0x20, 0x21, 0x22, 0x23}
 STALL_COMMANDS = {0x44, 0x45}
+ATS_COMMANDS, PRI_COMMANDS = {0x40}, {0x41}
 ALWAYS = {0x01, 0x02, 0x03, 0x04, 0x30, 0x46}
 
 
@@ -138,13 +148,23 @@ ALWAYS = {0x01, 0x02, 0x03, 0x04, 0x30, 0x46}
         ({"hyp": False}, EL2_COMMANDS),
         ({"stall_model": "terminate"}, STALL_COMMANDS),
         ({"stall_model": "stall"}, set()),
+        ({"pri": False}, PRI_COMMANDS),
+        ({"ats": False, "pri": False}, ATS_COMMANDS | PRI_COMMANDS),
     ],
     ids=str,
 )
 def test_commands_are_there_with_what_they_are_for(
     features: dict[str, object], absent: set[int]
 ) -> None:
-    known = ALWAYS | STAGE_1_COMMANDS | STAGE_2_COMMANDS | EL2_COMMANDS | STALL_COMMANDS
+    known = (
+        ALWAYS
+        | ATS_COMMANDS
+        | PRI_COMMANDS
+        | STAGE_1_COMMANDS
+        | STAGE_2_COMMANDS
+        | EL2_COMMANDS
+        | STALL_COMMANDS
+    )
     for opcode in range(256):
         rig = Stages(everything_but(**features), ram=1 << 20)
         rig.submit((opcode, 0))

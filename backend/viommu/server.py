@@ -7,8 +7,9 @@ from one seed.
 
 import logging
 import select
+import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
-from vfio_user import ClientLost, DmaRegion, PciDevice, ResetType
-from viommu.endpoints.base import Bar, Endpoint, Identity
+from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
+from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
+from viommu.endpoints.pasid import PASID_CAPABILITY, PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.layouts.registers import REGISTER_FRAME_SIZE
@@ -26,10 +28,15 @@ from viommu.smmu import Features, Smmu
 from viommu.trace import Event, Tracer
 
 _log = logging.getLogger(__name__)
+_INVALIDATION_TIMEOUT = 60.0
+# Seconds in which a function answers an ATS Invalidate Request (PCIe, 10.3.1: one minute).
 _IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
 # Requests of one client in a row, and how often to look for the next one. While a model has work, a client that sends
 # without end must not keep it from its next step, and waiting for a client would.
 _PATIENT, _BRIEF = (64, 8), (16, 0)
+
+# PCI Express capability (PCI Express Base, 7.5.3).
+_CAPABILITIES, _EXPRESS, _DEVICE_CAPABILITIES_2, _END_END_PREFIX = 0x34, 0x10, 0x24, 1 << 21
 
 _NOT_SHARED = (
     "%s: no DMA goes through, for QEMU keeps guest RAM to itself: start it with "
@@ -105,6 +112,7 @@ class _SmmuFunction:
     identity = SMMU_IDENTITY
     bars = (Bar(0, REGISTER_FRAME_SIZE),)
     msix_vectors = 0
+    capabilities = ()
 
     def __init__(self, smmu: Smmu) -> None:
         self._smmu = smmu
@@ -159,6 +167,11 @@ class _Function:
                     is_64bit=bar.is_64bit,
                     prefetchable=bar.prefetchable,
                 )
+            self._capabilities = [
+                (self._add_capability(capability), capability) for capability in model.capabilities
+            ]
+            if any(capability.id == PASID_CAPABILITY for capability in model.capabilities):
+                self._allow_prefixes()
             vectors = model.msix_vectors if msix else 0
             device.set_interrupts(intx=1, msix=vectors, msix_bar=2 if vectors else None)
             device.realize()
@@ -169,11 +182,45 @@ class _Function:
         device.on_dma_map = self._map
         device.on_dma_unmap = self._unmap
         device.on_reset = self._reset
-        device.on_config_write = lambda _offset, _data: self._follow_bus_master()
+        device.on_config_write = self._configured
         device.on_disconnect = self._disconnected
         model.interrupt = self._interrupt
 
+    def _add_capability(self, capability: ExtendedCapability) -> int:
+        """Lay it out in config space; returns where its body begins."""
+        header = self.device.add_capability(
+            capability.id,
+            capability.body,
+            writable=capability.writable,
+            clearable=capability.clearable,
+            extended=True,
+        )
+        body = header + 4
+
+        def publish(offset: int, data: bytes) -> None:
+            with suppress(DeviceError):  # it is being closed, and nobody reads it any more
+                self.device.config[body + offset : body + offset + len(data)] = data
+
+        capability.publish = publish
+        return body
+
+    def _allow_prefixes(self) -> None:
+        """Device Capabilities 2: End-End TLP prefixes, which carry PASIDs; Linux enables none without it."""
+        config = self.device.config
+        place = config[_CAPABILITIES]
+        while place and config[place] != _EXPRESS:
+            place = config[place + 1]
+        if place:
+            config[place + _DEVICE_CAPABILITIES_2 + 2] |= _END_END_PREFIX >> 16
+
     # What the guest does
+
+    def _configured(self, offset: int, data: bytes) -> None:
+        self._follow_bus_master()
+        for body, capability in self._capabilities:
+            end = body + len(capability.body)
+            if offset < end and body < offset + len(data):
+                capability.written(bytes(self.device.config[body:end]))
 
     def _read(self, bar: int, offset: int, size: int) -> int:
         return (1 << 8 * size) - 1 if self._dead else self._model.read(bar, offset, size)
@@ -282,13 +329,17 @@ class Server:
         features: Features | None = None,
         msix: bool = False,
         seed: int = 0,
+        invalidation_timeout: float = _INVALIDATION_TIMEOUT,
     ) -> None:
+        """`invalidation_timeout`, in seconds, is how long the SMMU waits for a function's translation cache."""
         self.tracer = tracer if tracer is not None else Tracer()
         self.sockets: dict[str, Path] = {}
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[_Function] = []
         self._open = ExitStack()
         self._stopped = self._asked = False
+        self._patience = invalidation_timeout
+        self._awaited: tuple[object | None, float] = None, 0.0
         self._smmu: Smmu | None = None
         try:
             for spec in sorted(functions, key=lambda spec: spec.model != "smmuv3"):
@@ -300,6 +351,8 @@ class Server:
                     model = _SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
+                    if self._smmu is not None and self._smmu.features.endpoint_pasid:
+                        port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = SmmuTestEngine(
                         port, name=spec.name, order=self._order, tracer=self.tracer
                     )
@@ -336,7 +389,18 @@ class Server:
             self._watch()
         if busy:
             self._order.choice(busy).step()
+        if self._smmu is not None and len(self._smmu.ats_port):
+            self._await_function(self._smmu)
         return bool(busy)
+
+    def _await_function(self, smmu: Smmu) -> None:
+        """The SMMU has no clock: tell it when a function took too long to answer."""
+        oldest, now = smmu.ats_port.oldest, time.monotonic()
+        if oldest is not self._awaited[0]:
+            self._awaited = oldest, now
+        elif now - self._awaited[1] > self._patience:
+            self._awaited = None, 0.0
+            _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
 
     def _watch(self) -> None:
         self._poller = select.poll()

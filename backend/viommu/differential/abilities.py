@@ -55,7 +55,7 @@ _STALL_MODELS = ("both", "terminate", "stall")
 
 def like_qemu(idrs: Sequence[int], caching: str = "normal") -> Features:
     """The features of our model that QEMU's ID registers say. `caching` is ours to choose."""
-    idr0, idr1 = idrs[:2]
+    idr0, idr1, idr3 = idrs[:3]
     abilities = Abilities.of(idrs)
     return Features(
         stream_id_bits=idr1 & 0x3F,
@@ -75,6 +75,11 @@ def like_qemu(idrs: Sequence[int], caching: str = "normal") -> Features:
         hierarchical_disable=abilities.hierarchy_disable,
         stage_2_execute=abilities.execute_never_2,
         range_invalidation=abilities.ranges,
+        stage_2_write_back=bool(idr3 & 1 << 8),
+        break_before_make_level=idr3 >> 11 & 3,
+        ats=bool(idr0 & 1 << 10),
+        pri=bool(idr0 & 1 << 16),
+        atos=bool(idr0 & 1 << 15),
         permission_overrides=bool(idr1 & 1 << 26),
         attribute_overrides=bool(idr1 & 1 << 27),
         caching=caching,

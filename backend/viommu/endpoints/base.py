@@ -24,6 +24,28 @@ class Bar(NamedTuple):
     prefetchable: bool = True
 
 
+class ExtendedCapability:
+    """An extended capability of PCI config space, whose control bits the function obeys.
+
+    `body` is what follows the header of 4 bytes, at reset; `writable` and `clearable` have a 1 for each bit that
+    software may write, and clear by writing 1. Whoever holds the config space calls `written` with the present body
+    after a write to it, and sets `publish`, by which the function changes a part of it: offset in the body, data.
+    """
+
+    def __init__(
+        self,
+        capability_id: int,
+        body: bytes,
+        writable: bytes,
+        clearable: bytes = b"",
+        *,
+        written: Callable[[bytes], None],
+    ) -> None:
+        self.id, self.body, self.writable, self.clearable = capability_id, body, writable, clearable
+        self.written = written
+        self.publish: Callable[[int, bytes], None] = lambda _offset, _data: None
+
+
 class Endpoint(Protocol):
     """A PCI function. It has no thread and no clock; MMIO and `step` drive it."""
 
@@ -43,6 +65,11 @@ class Endpoint(Protocol):
     @property
     def msix_vectors(self) -> int:
         """How many MSI-X vectors it can use; where MSI-X cannot work the server gives it INTx alone."""
+        ...
+
+    @property
+    def capabilities(self) -> tuple[ExtendedCapability, ...]:
+        """Its extended capabilities."""
         ...
 
     @property

@@ -18,6 +18,9 @@ RATE_UNIT = 64
 MSI_VECTORS = 2048
 """What `msidata` can name."""
 
+TRIES = 1000
+"""How often a transaction is begun again because software said that it may."""
+
 _SPACE = 1 << 64
 
 
@@ -80,8 +83,11 @@ class EngineWork:
         self._held: DmaStalled | None = None
         substream_id = privileged.substreamid
         self._substream_id = None if substream_id == NO_SUBSTREAM_ID else substream_id
-        self._source = DmaAttributes(user.source_privileged, user.source_instruction)
-        self._sink = DmaAttributes(user.destination_privileged, user.destination_instruction)
+        ats, pri = privileged.ats_enable, privileged.pri_enable
+        self._source = DmaAttributes(user.source_privileged, user.source_instruction, ats, pri)
+        self._sink = DmaAttributes(
+            user.destination_privileged, user.destination_instruction, ats, pri
+        )
         self._limit = min(PIECE, user.rate * RATE_UNIT or PIECE)
         longest = min(self._limit, user.end_incl - user.begin + 1) if user.stride == 1 else 8
         self._buffer = memoryview(bytearray(longest))
@@ -153,7 +159,7 @@ class EngineWork:
             return data, None
 
     def _begin(self, iova: int, size: int, *, write: bool) -> Generator[bool, None, Transfer]:
-        while True:
+        for _ in range(TRIES):
             try:
                 return self._port.begin(
                     iova,
@@ -164,11 +170,13 @@ class EngineWork:
                 )
             except DmaStalled as held:
                 self._held = held
+            yield True
             while self._held.waiting:
                 yield True
             if self._held.aborted:
                 raise DmaFault(iova, 0, "software aborted the stalled transaction")
             self._held = None
+        raise DmaFault(iova, 0, "software said that the page is there, and it never was")
 
     def _write(self, iova: int, data: memoryview) -> Iterator[bool]:
         while data:

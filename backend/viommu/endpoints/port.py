@@ -10,13 +10,16 @@ What an endpoint holds between two of its steps is truly in flight: a CMD_SYNC a
 from array import array
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from viommu.endpoints.ats import AtsRefused, AtsService
+from viommu.endpoints.base import ExtendedCapability
+from viommu.endpoints.pasid import PasidService
 from viommu.memory import Buffer, BusError, GuestMemory
 from viommu.smmu import (
     Access,
+    AtsStatus,
     Smmu,
-    Stalled,
     TransactionAborted,
     TransactionStalled,
     Translation,
@@ -50,10 +53,16 @@ class DmaRefused(Event):
 
 
 class DmaAttributes(NamedTuple):
-    """What a transaction says of itself: privileged (PnU) and instruction (InD)."""
+    """What a transaction says of itself: privileged (PnU) and instruction (InD).
+
+    With `ats` it goes out Translated, if ATS is enabled in the function, else as ever. With `page_requests` too, what
+    has no access is asked for by PRI, if that is enabled.
+    """
 
     privileged: bool = False
     instruction: bool = False
+    ats: bool = False
+    page_requests: bool = False
 
 
 UNPRIVILEGED_DATA = DmaAttributes()
@@ -67,22 +76,35 @@ class DmaFault(Exception):
         self.address, self.done, self.why = address, done, why
 
 
-class DmaStalled(Exception):
-    """The SMMU stalled the transaction: begin it again once it is no longer `waiting`, unless it was `aborted`."""
+class Held(Protocol):
+    """A transaction that waits for software: `resolution` is None, then `retry` or `abort`."""
 
-    def __init__(self, stalled: Stalled) -> None:
-        super().__init__(f"DMA stalled at {stalled.address:#x}")
-        self._stalled = stalled
+    @property
+    def address(self) -> int: ...
+    @property
+    def resolution(self) -> str | None: ...
+
+
+class DmaStalled(Exception):
+    """Begin the transaction again once it is no longer `waiting`, unless it was `aborted`.
+
+    The SMMU stalled it; or, with `page_request`, the function asked for the page.
+    """
+
+    def __init__(self, held: Held, *, page_request: bool = False) -> None:
+        super().__init__(f"DMA stalled at {held.address:#x}")
+        self._held = held
+        self.page_request = page_request
 
     @property
     def waiting(self) -> bool:
         """Software has not answered yet."""
-        return self._stalled.resolution is None
+        return self._held.resolution is None
 
     @property
     def aborted(self) -> bool:
         """Software's answer was to abort."""
-        return self._stalled.resolution == "abort"
+        return self._held.resolution == "abort"
 
 
 class Transfer:
@@ -159,6 +181,10 @@ class DmaPort:
         self.memory = memory
         self.stream_id = stream_id
         self.bus_master = False
+        self.ats = None if smmu is None or not smmu.features.ats else AtsService(smmu, stream_id)
+        """The function's ATS, where the SMMU has it too."""
+        self.pasid: PasidService | None = None
+        """The function's PASID capability; without one every SubstreamID goes out."""
         self._smmu = smmu
         self._tracer = tracer if tracer is not None else Tracer()
 
@@ -183,15 +209,45 @@ class DmaPort:
         )
         if not self.bus_master:
             raise self._refused(iova, write, "Bus Master is off")
+        if self.pasid is not None and substream_id is not None:
+            refusal = self.pasid.refusal(substream_id)
+            if refusal is not None:
+                raise self._refused(iova, write, refusal)
+            access = access._replace(
+                privileged=access.privileged and self.pasid.privileged,
+                instruction=access.instruction and self.pasid.execute,
+            )
         if self._smmu is None:
             size = min(size, PORT_CHUNK)
             return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
         try:
+            if attributes.ats and self.ats is not None and self.ats.enabled:
+                return Transfer(self, self._translated(self._smmu, self.ats, access, iova, size))
             return Transfer(self, self._smmu.translate(access, iova, size))
+        except AtsRefused as refused:
+            if attributes.page_requests and refused.status is AtsStatus.SUCCESS:
+                self._ask_for_pages(access, iova, size)
+            raise self._refused(iova, write, str(refused)) from None
         except TransactionStalled as held:
             raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:
             raise self._refused(iova, write, str(aborted)) from None
+
+    def _translated(
+        self, smmu: Smmu, ats: AtsService, access: Access, iova: int, size: int
+    ) -> Translation:
+        """A Translated transaction, by what the function's cache has or gets."""
+        ranges = ats.resolve(access, iova, min(size, PORT_CHUNK))
+        translation = smmu.translated(access, ranges)
+        translation.access, translation.iova = access, iova
+        ats.hold(translation, iova)
+        return translation
+
+    def _ask_for_pages(self, access: Access, iova: int, size: int) -> None:
+        """Raises `DmaStalled` when software was asked for the pages."""
+        group = None if self.ats is None else self.ats.ask_for_pages(access, iova, size)
+        if group is not None:
+            raise DmaStalled(group, page_request=True)
 
     def move(self, translation: Translation, buffer: Buffer) -> None:
         """Move the bytes of one transaction; `Transfer` is how endpoints say it."""
@@ -221,6 +277,21 @@ class DmaPort:
         """The transaction is no longer in flight."""
         if self._smmu is not None:
             self._smmu.retire(translation)
+        if self.ats is not None:
+            self.ats.release(translation)
+
+    def reset(self) -> None:
+        """Function level reset, after the function's transfers have ended."""
+        if self.ats is not None:
+            self.ats.reset()
+        if self.pasid is not None:
+            self.pasid.reset()
+
+    @property
+    def capabilities(self) -> tuple[ExtendedCapability, ...]:
+        """What the function's config space has for its DMA."""
+        of_ats = () if self.ats is None else self.ats.capabilities
+        return of_ats if self.pasid is None else (*of_ats, self.pasid.capability)
 
     def _refused(self, iova: int, write: bool, why: str, done: int = 0) -> DmaFault:
         if self._tracer:

@@ -10,7 +10,7 @@ Registers
     over several frames acts on each. While a frame runs, both its halves ignore writes; only a reset
     stops it. Every access through PCI is non-secure, so SSD_NS reads 1 and stays. Frames from 64 on read 0
     (ENGINE_NO_FRAME) and ignore writes. At reset a frame is 0 but for `cmd` = ENGINE_HALTED, SSD_NS, and
-    `substreamid` = none. `streamid`, `msiattr`, ATS_ENABLE and PRI_ENABLE are kept and have no effect.
+    `substreamid` = none. `streamid` and `msiattr` are kept and have no effect.
 Misconfigured
     is also: a command that is none (ENGINE_ERROR and ENGINE_FRAME_MISCONFIGURED among them), a range that
     ends before it begins, a downstream port other than 0, more than 64 MiB to move, a destination past the
@@ -30,6 +30,15 @@ Errors
     `udata2` gets the IOVA, in the source or the destination, of the first byte of the aborted transaction
     that was not moved; what lies before it in that transaction was. An abort ends the command. With Bus
     Master off the first transaction aborts.
+ATS
+    With ATS_ENABLE in the frame, and ATS Enable in the function's capability, transactions go out Translated, by
+    translations that the function asks for and keeps. Without the second they go out untranslated. A request that is
+    refused, for want of permission or with UR or CA, is an abort. With PRI_ENABLE too, and PRI enabled in the function,
+    want of permission makes a page request of up to eight pages; the frame waits for the response and then tries again,
+    but aborts when that is not Success, or no page may be asked for.
+PASID
+    With the capability, a transaction with a SubstreamID is an abort until PASID Enable is set, and its PnU and InD
+    count when their enables are. Without it, every SubstreamID goes out.
 Interrupts
     come at the end of a command, complete or aborted, when msiaddress is 1: MSI-X vector `msidata`, or INTx
     when that is in use. uctrl.MSI_ABORTED is set when nobody listens or the vector is not below 64, and
@@ -43,7 +52,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from viommu.endpoints.base import Bar, Identity
+from viommu.endpoints.base import Bar, ExtendedCapability, Identity
 from viommu.endpoints.engine_work import EngineWork, misconfiguration
 from viommu.endpoints.port import DmaFault, DmaPort
 from viommu.layouts.bitfields import Bits
@@ -129,6 +138,11 @@ class SmmuTestEngine:
         self.reset()
 
     @property
+    def capabilities(self) -> tuple[ExtendedCapability, ...]:
+        """ATS, PRI and PASID, where the SMMU and the profile have them."""
+        return self._port.capabilities
+
+    @property
     def busy(self) -> bool:
         """Whether a frame is running, and not merely stalled."""
         return any(not work.stalled for work in self._work.values())
@@ -140,6 +154,7 @@ class SmmuTestEngine:
             self._report(index, work, EngineCommand.NO_FRAME)
         self._work.clear()
         self._round.clear()
+        self._port.reset()
         self._bar = bytearray(BAR_SIZE)
         user = UserFrame(cmd=EngineCommand.HALTED).to_bytes()
         privileged = PrivilegedFrame(ssd_ns=True, substreamid=NO_SUBSTREAM_ID).to_bytes()

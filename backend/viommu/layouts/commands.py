@@ -79,6 +79,35 @@ class ResumeCommand(Command):
     stag = bits(79, 64)
 
 
+class AtcInvalidateCommand(Command):
+    """CMD_ATC_INV: 4096 × 2^size bytes from `address`, which the SMMU aligns to them; 52 is everything (4.5.1)."""
+
+    global_ = bits(9, kind=bool)
+    ssv = bits(11, kind=bool)
+    substream_id = bits(31, 12)
+    stream_id = bits(63, 32)
+    span_log2 = bits(69, 64)
+    address = bits(127, 76, scale=4096)
+
+
+class PriResponse(IntEnum):
+    """CMD_PRI_RESP.Resp; 3 is ILLEGAL (4.5.2)."""
+
+    RESPONSE_FAILURE = 0
+    INVALID_REQUEST = 1
+    SUCCESS = 2
+
+
+class PriResponseCommand(Command):
+    """CMD_PRI_RESP (4.5.2)."""
+
+    ssv = bits(11, kind=bool)
+    substream_id = bits(31, 12)
+    stream_id = bits(63, 32)
+    prg_index = bits(72, 64)
+    response = bits(77, 76, kind=PriResponse)
+
+
 class CompletionSignal(IntEnum):
     """CMD_SYNC.CS (4.7.3)."""
 
@@ -97,6 +126,9 @@ class SyncCommand(Command):
     msi_address = bits(115, 66, scale=4)
 
 
+ATC_INVALIDATE_ALL = 52
+"""The size of a CMD_ATC_INV that means the whole address space (4.5.1)."""
+
 LAYOUTS: dict[Opcode, type[Command]] = {
     **dict.fromkeys(
         (
@@ -110,6 +142,8 @@ LAYOUTS: dict[Opcode, type[Command]] = {
         StreamCommand,
     ),
     **dict.fromkeys((op for op in Opcode if op.name.startswith("CMD_TLBI")), TlbiCommand),
+    Opcode.CMD_ATC_INV: AtcInvalidateCommand,
+    Opcode.CMD_PRI_RESP: PriResponseCommand,
     Opcode.CMD_RESUME: ResumeCommand,
     Opcode.CMD_STALL_TERM: ResumeCommand,
     Opcode.CMD_SYNC: SyncCommand,

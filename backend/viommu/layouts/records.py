@@ -68,3 +68,40 @@ class EventRecord(Layout, size=EVENT_RECORD_SIZE):
     def ipa(self) -> int:
         """The intermediate physical address of a stage 2 fault, in units of a page: bits 51:12."""
         return self.fetch_addr & ~0xFFF
+
+
+class BadTranslationRequestRecord(Layout, size=EVENT_RECORD_SIZE):
+    """F_BAD_ATS_TREQ (7.3.6): `span` counts the smallest translation units that were asked for.
+
+    The four permissions lie where those of E_PAGE_REQUEST do (7.3.19), with PRIV below them: a choice.
+    """
+
+    event = bits(7, 0, kind=EventType)
+    ssv = bits(11, kind=bool)
+    substream_id = bits(31, 12)
+    stream_id = bits(63, 32)
+    priv = bits(96, kind=bool)
+    execute = bits(97, kind=bool)
+    write = bits(98, kind=bool)
+    read = bits(99, kind=bool)
+    span = bits(115, 108)
+    address = bits(191, 140, scale=4096)
+
+
+PAGE_REQUEST_SIZE = 16
+"""Bytes of one entry of the PRI queue (8.2)."""
+
+
+class PageRequestRecord(Layout, size=PAGE_REQUEST_SIZE):
+    """A page request in the PRI queue (chapter 8)."""
+
+    stream_id = bits(31, 0)
+    substream_id = bits(51, 32)
+    privileged = bits(58, kind=bool)
+    execute = bits(59, kind=bool)
+    read = bits(60, kind=bool)
+    write = bits(61, kind=bool)
+    last = bits(62, kind=bool)
+    ssv = bits(63, kind=bool)
+    prg_index = bits(72, 64)
+    address = bits(127, 76, scale=4096)

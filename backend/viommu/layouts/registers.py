@@ -44,8 +44,18 @@ class Register(IntEnum):
     EVENTQ_IRQ_CFG0 = 0xB0
     EVENTQ_IRQ_CFG1 = 0xB8
     EVENTQ_IRQ_CFG2 = 0xBC
+    PRIQ_BASE = 0xC0
+    PRIQ_IRQ_CFG0 = 0xD0
+    PRIQ_IRQ_CFG1 = 0xD8
+    PRIQ_IRQ_CFG2 = 0xDC
+    GATOS_CTRL = 0x100
+    GATOS_SID = 0x108
+    GATOS_ADDR = 0x110
+    GATOS_PAR = 0x118
     EVENTQ_PROD = PAGE_1 + 0xA8
     EVENTQ_CONS = PAGE_1 + 0xAC
+    PRIQ_PROD = PAGE_1 + 0xC8
+    PRIQ_CONS = PAGE_1 + 0xCC
 
 
 WIDE_REGISTERS = frozenset(
@@ -55,6 +65,11 @@ WIDE_REGISTERS = frozenset(
         Register.CMDQ_BASE,
         Register.EVENTQ_BASE,
         Register.EVENTQ_IRQ_CFG0,
+        Register.PRIQ_BASE,
+        Register.PRIQ_IRQ_CFG0,
+        Register.GATOS_SID,
+        Register.GATOS_ADDR,
+        Register.GATOS_PAR,
     }
 )
 """The registers of 64 bits; a 32-bit access reaches either half (6.2)."""
@@ -83,6 +98,7 @@ class Idr0(Layout, size=4):
     cd2l = bits(19, kind=bool)
     vatos = bits(20, kind=bool)
     ttendian = bits(22, 21)
+    atsrecerr = bits(23, kind=bool)
     stall_model = bits(25, 24)
     term_model = bits(26, kind=bool)
     st_level = bits(28, 27)
@@ -161,6 +177,7 @@ class Cr2(Layout, size=4):
     e2h = bits(0, kind=bool)
     recinvsid = bits(1, kind=bool)
     ptm = bits(2, kind=bool)
+    rec_cfg_ats = bits(3, kind=bool)
 
 
 class Gbpa(Layout, size=4):
@@ -198,7 +215,7 @@ class GlobalError(IntFlag):
 
 
 class IrqCfg0(Layout, size=8):
-    """SMMU_GERROR_IRQ_CFG0 and SMMU_EVENTQ_IRQ_CFG0: where the MSI goes; 0 means the wired interrupt (6.3.20)."""
+    """SMMU_GERROR_IRQ_CFG0, SMMU_EVENTQ_IRQ_CFG0 and SMMU_PRIQ_IRQ_CFG0: 0 is the wired interrupt (6.3.20)."""
 
     addr = bits(51, 2, scale=4)
 
@@ -226,7 +243,7 @@ class StrtabBaseCfg(Layout, size=4):
 
 
 class QueueBase(Layout, size=8):
-    """SMMU_CMDQ_BASE and SMMU_EVENTQ_BASE (6.3.26, 6.3.29)."""
+    """SMMU_CMDQ_BASE, SMMU_EVENTQ_BASE and SMMU_PRIQ_BASE (6.3.26, 6.3.29, 6.3.33)."""
 
     log2size = bits(4, 0)
     addr = bits(51, 5, scale=32)
@@ -234,7 +251,7 @@ class QueueBase(Layout, size=8):
 
 
 QUEUE_OVERFLOW = 1 << 31
-"""EVENTQ_PROD.OVFLG and EVENTQ_CONS.OVACKFLG: an overflow is active where the two differ (7.4)."""
+"""EVENTQ_PROD.OVFLG and EVENTQ_CONS.OVACKFLG: an overflow is active where the two differ (7.4); so in PRIQ (8.1)."""
 
 
 class CommandError(IntEnum):
@@ -246,5 +263,7 @@ class CommandError(IntEnum):
     CERROR_ATC_INV_SYNC = 3
 
 
+PRIQ_LAST_ONLY = 1 << 31
+"""PRIQ_IRQ_CFG2.LO: interrupt when the last request of a group came (6.3.36)."""
 COMMAND_ERROR_SHIFT = 24
 """Bit position of CMDQ_CONS.ERR, 7 bits (6.3.28)."""

@@ -45,6 +45,14 @@ class StreamWorld(IntEnum):
     EL2 = 2
 
 
+class Eats(IntEnum):
+    """STE.EATS; 3 is for device permission tables (5.2)."""
+
+    DISABLED = 0
+    FULL = 1
+    SPLIT_STAGE = 2
+
+
 class StreamTableEntry(Layout, size=64):
     """Stream Table Entry (5.2)."""
 
@@ -65,7 +73,7 @@ class StreamTableEntry(Layout, size=64):
     s2fwb = bits(89, kind=bool)
     s1_mpam = bits(90, kind=bool)
     s1_stalld = bits(91, kind=bool)
-    eats = bits(93, 92)
+    eats = bits(93, 92, kind=Eats)
     strw = bits(95, 94, kind=StreamWorld)
     mem_attr = bits(99, 96)
     mtcfg = bits(100, kind=bool)

@@ -3,20 +3,33 @@
 from collections.abc import Callable
 
 from viommu.layouts.commands import (
+    ATC_INVALIDATE_ALL,
     CFGI_ALL_RANGE,
+    AtcInvalidateCommand,
     Command,
     Opcode,
+    PriResponse,
+    PriResponseCommand,
     ResumeCommand,
     StreamCommand,
     TlbiCommand,
 )
+from viommu.smmu.ats_port import AtsPort, InvalidateRequest
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.features import Features
+from viommu.smmu.pri_queue import PageRequestQueue, PageResponse, ResponseCode
 from viommu.smmu.stall import StallTable
 from viommu.smmu.tlb import STAGE_2, Tlb, World
 
+_PAGE = 1 << 12
 _RANGE_SHIFTS = {1: (12, 21, 30), 2: (14, 25), 3: (16, 29, 42)}
 # log2 of what a page, and a block of level 2 and of level 1 maps, by TG of a TLBI (4.4.1.1).
+
+_RESPONSES = {
+    PriResponse.RESPONSE_FAILURE: ResponseCode.RESPONSE_FAILURE,
+    PriResponse.INVALID_REQUEST: ResponseCode.INVALID_REQUEST,
+    PriResponse.SUCCESS: ResponseCode.SUCCESS,
+}
 
 _ALWAYS = frozenset(
     {
@@ -46,6 +59,8 @@ _OF_EL2 = frozenset(
         Opcode.CMD_TLBI_EL2_VAA,
     }
 )
+_OF_ATS = frozenset({Opcode.CMD_ATC_INV})
+_OF_PRI = frozenset({Opcode.CMD_PRI_RESP})
 _OF_STALLS = frozenset({Opcode.CMD_RESUME, Opcode.CMD_STALL_TERM})
 _BY_ADDRESS = frozenset(
     {
@@ -67,14 +82,21 @@ class CommandEffects:
         configuration: Configuration,
         tlb: Tlb,
         stalls: StallTable,
+        ats_port: AtsPort,
+        page_requests: PageRequestQueue,
         *,
         prefetch: Callable[[StreamCommand], None],
+        enabled: Callable[[], bool],
         answered: Callable[[], None],
     ) -> None:
         self._configuration = configuration
         self._tlb = tlb
         self._stalls = stalls
+        self._ats_port = ats_port
+        self._page_requests = page_requests
         self._prefetch = prefetch
+        self._enabled = enabled  # SMMUEN
+        self._substreams = bool(features.substream_id_bits)
         self._answered = answered
         self._ranges = features.range_invalidation
         self._asid_mask = (1 << features.asid_bits) - 1
@@ -86,6 +108,8 @@ class CommandEffects:
             (features.stage_2, _OF_STAGE_2),
             (features.el2, _OF_EL2),
             (features.stalls, _OF_STALLS),
+            (features.ats, _OF_ATS),
+            (features.pri, _OF_PRI),
         ):
             if implemented:
                 self._legal |= opcodes
@@ -101,6 +125,10 @@ class CommandEffects:
                 return False
             self._invalidate(command)
             self.invalidated = True
+        elif isinstance(command, AtcInvalidateCommand):
+            return self._invalidate_atc(command)
+        elif isinstance(command, PriResponseCommand):
+            return self._respond(command)
         elif isinstance(command, StreamCommand | ResumeCommand):
             if command.ssec:  # secure streams are not ours to name (4.1.6)
                 return False
@@ -127,6 +155,43 @@ class CommandEffects:
             case _:
                 configuration.invalidate_cds(stream_id)
         self.invalidated = True
+
+    def holds(self, command: Command) -> bool:
+        """`command` cannot be sent before a function has answered an earlier one."""
+        return isinstance(command, AtcInvalidateCommand) and self._ats_port.full(command.stream_id)
+
+    def _invalidate_atc(self, command: AtcInvalidateCommand) -> bool:
+        """CMD_ATC_INV; a size above 52 is ILLEGAL: a choice. Ignored while SMMUEN is 0 (4.5.1)."""
+        if command.span_log2 > ATC_INVALIDATE_ALL:
+            return False
+        if self._enabled():
+            size = _PAGE << command.span_log2
+            # Without SubstreamIDs SSV behaves as 0: a choice.
+            ssv = command.ssv and self._substreams
+            self._ats_port.invalidate(
+                command.stream_id,
+                InvalidateRequest(
+                    command.substream_id if ssv else None,
+                    command.address & -size,
+                    size,
+                    ssv and command.global_,
+                ),
+            )
+            self.invalidated = True
+        return True
+
+    def _respond(self, command: PriResponseCommand) -> bool:
+        """CMD_PRI_RESP, ignored while SMMUEN is 0 (4.5.2)."""
+        code = _RESPONSES.get(command.response)
+        if code is None:
+            return False
+        if self._enabled():
+            ssv = command.ssv and self._substreams
+            self._page_requests.send(
+                command.stream_id,
+                PageResponse(command.prg_index, code, command.substream_id if ssv else None),
+            )
+        return True
 
     def _answer(self, command: ResumeCommand) -> None:
         """CMD_RESUME and CMD_STALL_TERM. IDR0.TERM_MODEL is 1: to terminate is to abort (4.7.1)."""

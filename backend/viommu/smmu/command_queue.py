@@ -11,6 +11,7 @@ from viommu.layouts.commands import (
 )
 from viommu.layouts.registers import COMMAND_ERROR_SHIFT, CommandError, GlobalError
 from viommu.memory import BusError, GuestMemory
+from viommu.smmu.ats_port import AtsPort
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.command_effects import CommandEffects
 from viommu.smmu.events import CommandConsumed, CommandFailed, SyncCompleted, SyncWaiting
@@ -23,7 +24,7 @@ COMMANDS_PER_STEP = 256
 
 
 class CommandQueue:
-    """Consumes commands in order. One CMD_SYNC at a time can hold it."""
+    """Consumes commands in order. One CMD_SYNC at a time can hold it, or one CMD_ATC_INV that cannot be sent yet."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class CommandQueue:
         tracer: Tracer,
         effects: CommandEffects,
         in_flight: InFlight,
+        ats_port: AtsPort,
         *,
         raise_error: Callable[[GlobalError], None],
         interrupt: Callable[[], None],
@@ -42,12 +44,13 @@ class CommandQueue:
         self.stopped = False
         """An error is active: nothing is consumed until GERRORN acknowledges it."""
         self.waiting = False
-        """A CMD_SYNC waits for transactions in flight."""
+        """A command waits for transactions in flight, or for functions."""
         self._memory = memory
         self._features = features
         self._tracer = tracer
         self._effects = effects
         self._in_flight = in_flight
+        self._ats_port = ats_port
         self._raise_error = raise_error
         self._interrupt = interrupt
         self._settled = settled
@@ -84,6 +87,9 @@ class CommandQueue:
         command = LAYOUTS.get(data[0], Command).from_bytes(data)  # type: ignore[call-overload]
         if isinstance(command, SyncCommand):
             self._sync(command)
+        elif self._effects.holds(command):
+            self.waiting = True
+            self._ats_port.when_done(self._resume)
         elif self._effects.apply(command):
             self._done(command)
         else:
@@ -110,7 +116,9 @@ class CommandQueue:
     def _sync(self, command: SyncCommand) -> None:
         """Complete when all transactions that the invalidations before it concern are done (4.7.3, 3.21.3).
 
-        The choice: it waits for every transaction in flight if anything was invalidated since the last CMD_SYNC.
+        The choice: it waits for every transaction in flight if anything was invalidated since the last CMD_SYNC, and
+        for all functions that were told to invalidate. One that did not answer is an error, after which the CMD_SYNC
+        can be tried again (3.9.1.4).
         """
         if command.cs not in list(CompletionSignal):
             self._fail(CommandError.CERROR_ILL)
@@ -119,13 +127,26 @@ class CommandQueue:
             self._complete(command)
             return
         self.waiting = True
-        transactions = self._in_flight.when_done(lambda: self._release(command))
+        transactions = len(self._in_flight) + len(self._ats_port)
         if transactions and self._tracer:
             self._tracer.emit(SyncWaiting(transactions))
+        self._in_flight.when_done(lambda: self._wait_for_functions(command))
+
+    def _wait_for_functions(self, command: SyncCommand) -> None:
+        self._ats_port.when_done(lambda: self._release(command))
 
     def _release(self, command: SyncCommand) -> None:
-        self.waiting = self._effects.invalidated = False
-        self._complete(command)
+        self.waiting = False
+        if self._ats_port.failed:
+            self._ats_port.failed = False
+            self._fail(CommandError.CERROR_ATC_INV_SYNC)
+        else:
+            self._effects.invalidated = False
+            self._complete(command)
+        self._settled()
+
+    def _resume(self) -> None:
+        self.waiting = False
         self._settled()
 
     def _complete(self, command: SyncCommand) -> None:

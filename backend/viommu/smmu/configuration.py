@@ -114,7 +114,7 @@ class Configuration:
         ste = self.ste(access)
         if ste.config not in _WORKING:
             raise Fault(None)  # Config 0b0xx aborts without an event (5.2)
-        access = self._overridden(ste, access)
+        access = self.overridden(ste, access)
         substream_id = self._select_substream(ste, access)
         key = access.stream_id, substream_id
         try:
@@ -164,7 +164,7 @@ class Configuration:
             ste = self._fetch_ste(access)
         return ste
 
-    def _overridden(self, ste: StreamTableEntry, access: Access) -> Access:
+    def overridden(self, ste: StreamTableEntry, access: Access) -> Access:
         """PRIVCFG and INSTCFG (5.2): 0 takes what came, 2 clears, 3 sets; 1 is reserved and takes what came."""
         if self._features.permission_overrides and (ste.privcfg | ste.instcfg) & 2:
             if ste.privcfg & 2:

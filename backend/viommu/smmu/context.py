@@ -12,6 +12,7 @@ from viommu.layouts.tables import (
     TG0_GRANULES,
     TG1_GRANULES,
     ContextDescriptor,
+    Eats,
     S1Format,
     SteConfig,
     StreamTableEntry,
@@ -141,6 +142,8 @@ def ste_illegal(ste: StreamTableEntry, features: Features) -> bool:
             return True
         if ste.s1_context_ptr >> features.output_address_bits:  # 3.4.3, as of SMMUv3.1
             return True
+    if features.ats and _ats_illegal(ste):
+        return True
     # STRW counts only for stage 1 alone, and where there is an EL2 (5.2, STRW).
     world_counts = ste.config == SteConfig.S1_TRANSLATE and features.el2
     if world_counts and ste.strw not in list(StreamWorld):
@@ -152,6 +155,15 @@ def ste_illegal(ste: StreamTableEntry, features: Features) -> bool:
     if translates_stage_2(ste):
         return not features.stage_2 or decode_stage_2(ste, features) is None
     return False
+
+
+def _ats_illegal(ste: StreamTableEntry) -> bool:
+    """EATS, which is ignored where nothing translates: no ATS with a stage 2 that stalls, split only what is nested."""
+    if not (translates_stage_1(ste) or translates_stage_2(ste)):
+        return False
+    if ste.eats == Eats.SPLIT_STAGE:
+        return ste.config != SteConfig.NESTED or ste.s2_s
+    return ste.eats == Eats.FULL and translates_stage_2(ste) and ste.s2_s
 
 
 def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:
@@ -314,4 +326,8 @@ def as_configured(fault: Fault, stage: Stage1 | Stage2 | None) -> Fault:
         return fault  # stage 1 was bypassed by an address that is too large (3.12)
     if stage.stalls:
         return Fault(record, stall=True)
-    return fault if stage.records else Fault(None)
+    if stage.records:
+        return fault
+    silent = Fault(None)
+    silent.hidden = record
+    return silent

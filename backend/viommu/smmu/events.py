@@ -118,3 +118,55 @@ class GlobalErrorRaised(Event):
     """A bit of SMMU_GERROR became active."""
 
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationCompleted(Event):
+    """An ATS Translation Request was answered: its status, and of a success where and how much, with RWX."""
+
+    stream_id: int
+    substream_id: int | None
+    iova: int
+    status: str
+    address: int
+    size: int
+    permissions: str
+
+
+@dataclass(frozen=True, slots=True)
+class AtcInvalidationSent(Event):
+    """A function was told to forget translations of `size` bytes from `address`."""
+
+    stream_id: int
+    substream_id: int | None
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AtcInvalidationGivenUp(Event):
+    """A function did not answer an Invalidate Request in time."""
+
+    stream_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequested(Event):
+    """A function sent a page request; `outcome` is `queued`, or why it was not."""
+
+    stream_id: int
+    substream_id: int | None
+    address: int
+    prg_index: int
+    last: bool
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageResponded(Event):
+    """A function was sent the response to a page request group, by software or automatically."""
+
+    stream_id: int
+    substream_id: int | None
+    prg_index: int
+    code: str

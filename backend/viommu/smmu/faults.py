@@ -37,6 +37,8 @@ class Fault(Exception):
         self.record = record
         self.stall = stall
         self.merge = False
+        self.hidden: EventRecord | None = None
+        """What is not recorded because software does not want it."""
 
 
 class TransactionAborted(Exception):

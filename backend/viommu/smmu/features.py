@@ -13,7 +13,8 @@ class Features:
     """One profile. Widths are in bits, queue sizes in log2 of entries, granules in log2 of bytes.
 
     `httu` is 0, 1 (access flag) or 2 (and dirty state). `break_before_make_level` is what IDR3.BBML promises: blocks
-    and pages live side by side in the TLB whatever it says. `caching` is a behaviour and no ID bit: `none` forgets
+    and pages live side by side in the TLB whatever it says. `endpoint_pasid` gives the functions a PASID
+    capability, whose enable then rules their SubstreamIDs. `caching` is a behaviour and no ID bit: `none` forgets
     after every transaction, `normal` keeps what was used, `hostile` keeps and fetches ahead whatever the
     architecture allows.
     """
@@ -42,6 +43,10 @@ class Features:
     break_before_make_level: int = 2
     permission_overrides: bool = True
     attribute_overrides: bool = True
+    ats: bool = True
+    pri: bool = True
+    atos: bool = True
+    endpoint_pasid: bool = False
     caching: str = "normal"
 
     def __post_init__(self) -> None:
@@ -58,6 +63,8 @@ class Features:
             (self.stall_model in STALL_MODELS, f"stall_model is one of {', '.join(STALL_MODELS)}"),
             (self.break_before_make_level in (0, 1, 2), "break_before_make_level is 0, 1 or 2"),
             (1 <= self.stall_max <= 0xFFFF, "stall_max is 1 to 65535"),
+            (self.ats or not self.pri, "pri needs ats"),
+            (self.substream_id_bits or not self.endpoint_pasid, "endpoint_pasid needs substream_id_bits"),
             (self.caching in ("none", "normal", "hostile"), "caching is none, normal or hostile"),
             (self.output_address_bits < 52 or 16 in self.granules, "52 address bits need the 64 KiB granule (16)"),
         )  # fmt: skip
@@ -93,11 +100,15 @@ class Features:
             cohacc=True,
             httu=self.httu,
             hyp=self.el2,
+            ats=self.ats,
+            pri=self.pri,
+            atos=self.atos,
             asid16=self.asid_bits == 16,
             vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,
             cd2l=self.two_level_contexts,
             ttendian=2,
+            atsrecerr=self.ats,
             stall_model=STALL_MODELS[self.stall_model],
             term_model=True,
             st_level=int(self.two_level_streams),
@@ -109,6 +120,7 @@ class Features:
             sidsize=self.stream_id_bits,
             ssidsize=self.substream_id_bits,
             eventqs=self.event_queue_log2,
+            priqs=self.event_queue_log2 if self.pri else 0,
             cmdqs=self.command_queue_log2,
             attr_perms_ovr=self.permission_overrides,
             attr_types_ovr=self.attribute_overrides,

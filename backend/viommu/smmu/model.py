@@ -1,11 +1,13 @@
 """The SMMU as software sees it: two register pages, and what each register does (IHI 0070, chapter 6)."""
 
+from array import array
 from collections.abc import Callable
 
 from viommu.layouts.bitfields import Layout
 from viommu.layouts.registers import (
     COMMAND_ERROR_SHIFT,
     PAGE_1,
+    PRIQ_LAST_ONLY,
     QUEUE_OVERFLOW,
     REGISTER_FRAME_SIZE,
     WIDE_REGISTERS,
@@ -20,15 +22,20 @@ from viommu.layouts.registers import (
     StrtabBase,
     StrtabBaseCfg,
 )
-from viommu.memory import BusError, GuestMemory
+from viommu.memory import GuestMemory
+from viommu.smmu.atos import Atos
+from viommu.smmu.ats import Ats, TranslationCompletion
+from viommu.smmu.ats_port import AtsFunction, AtsPort
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.command_effects import CommandEffects
 from viommu.smmu.command_queue import CommandQueue
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.event_queue import EventQueue
-from viommu.smmu.events import GlobalErrorRaised, RegisterAccess
+from viommu.smmu.events import RegisterAccess
 from viommu.smmu.faults import Access
 from viommu.smmu.features import Features
+from viommu.smmu.interrupts import Interrupts
+from viommu.smmu.pri_queue import PageRequest, PageRequestQueue
 from viommu.smmu.stall import StallTable
 from viommu.smmu.tlb import Tlb
 from viommu.smmu.transactions import Transactions
@@ -38,15 +45,21 @@ from viommu.trace import Tracer
 
 _WORD = 0xFFFF_FFFF
 _ERRORS = int(GlobalError.CMDQ_ERR | GlobalError.EVENTQ_ABT_ERR)
-_MSI_ERRORS = int(
+_ERRORS_MSI = int(
     GlobalError.MSI_CMDQ_ABT_ERR | GlobalError.MSI_EVENTQ_ABT_ERR | GlobalError.MSI_GERROR_ABT_ERR
 )
+_ERRORS_PRI = int(GlobalError.PRIQ_ABT_ERR)
+_ERRORS_PRI_MSI = int(GlobalError.MSI_PRIQ_ABT_ERR)
 # Writable bits of each layout: its fields, less those whose feature is absent.
 _CR0 = Cr0(smmuen=True, eventqen=True, cmdqen=True).value
+_CR0_ATS, _CR0_PRI = Cr0(atschk=True).value, Cr0(priqen=True).value
 _CR1 = 0xFFF
 _CR1_QUEUE = 0x3F
 _CR2 = Cr2(recinvsid=True, ptm=True).value
+_CR2_ATS = Cr2(rec_cfg_ats=True).value
 _IRQ_CTRL = IrqCtrl(gerror_irqen=True, eventq_irqen=True).value
+_IRQ_CTRL_PRI = IrqCtrl(priq_irqen=True).value
+_ALIASED = (0xA8, 0xAC, 0xC8, 0xCC)
 _GBPA = Gbpa(memattr=15, mtcfg=True, alloccfg=15, shcfg=3, abort=True).value
 _GBPA_PERMISSIONS = Gbpa(privcfg=3, instcfg=3).value
 _GBPA_RESET = Gbpa(shcfg=1).value
@@ -71,6 +84,12 @@ class Smmu:
         interrupt: Callable[[], object] = lambda: None,
     ) -> None:
         self.features = features = features or Features()
+        ats, pri = features.ats, features.pri
+        self._writable_cr0 = _CR0 | (_CR0_ATS if ats else 0) | (_CR0_PRI if pri else 0)
+        self._writable_irq_ctrl = _IRQ_CTRL | (_IRQ_CTRL_PRI if pri else 0)
+        self._errors = _ERRORS | (_ERRORS_PRI if pri else 0)
+        if features.msi:
+            self._errors |= _ERRORS_MSI | (_ERRORS_PRI_MSI if pri else 0)
         self.tracer = tracer = tracer if tracer is not None else Tracer()
         self.in_flight = InFlight()
         self.tlb = Tlb()
@@ -82,15 +101,18 @@ class Smmu:
             execute_never_2=features.stage_2_execute,
         )
         self.configuration = Configuration(memory, features, walker)
-        self._memory = memory
         self.interrupt = interrupt
+        self._registers: dict[int, int] = {}
+        self._interrupts = Interrupts(
+            self._registers, memory, features, tracer, pulse=lambda: self.interrupt()
+        )
         self.events = EventQueue(
             memory,
             features,
             tracer,
-            raise_error=self._raise_error,
-            error_active=self._error_active,
-            interrupt=self._event_interrupt,
+            raise_error=self._interrupts.raise_error,
+            error_active=self._interrupts.error_active,
+            interrupt=self._interrupts.of_event,
         )
         translator = Translator(memory, self.configuration, self.tlb, walker, features)
         self.transactions = Transactions(
@@ -102,12 +124,31 @@ class Smmu:
             tracer,
             records_bad_stream=lambda: Cr2(self._registers.get(Register.CR2, 0)).recinvsid,
         )
+        self.ats = Ats(
+            features, self.configuration, translator, self.events, self.in_flight, tracer
+        )
+        self.ats_port = AtsPort(tracer)
+        self.atos = Atos(features, self.configuration, translator, self.tlb)
+        self.page_requests = PageRequestQueue(
+            memory,
+            features,
+            self.configuration,
+            tracer,
+            raise_error=self._interrupts.raise_error,
+            error_active=self._interrupts.error_active,
+            interrupt=self._interrupts.of_page_request,
+            respond=self.ats_port.respond,
+            record_error=self.ats.record_error,
+        )
         effects = CommandEffects(
             features,
             self.configuration,
             self.tlb,
             self.stalls,
+            self.ats_port,
+            self.page_requests,
             prefetch=self.transactions.prefetch,
+            enabled=lambda: self.transactions.enabled,
             answered=self._admit_stalls,
         )
         self.commands = CommandQueue(
@@ -116,15 +157,17 @@ class Smmu:
             tracer,
             effects,
             self.in_flight,
-            raise_error=self._raise_error,
-            interrupt=self._pulse,
+            self.ats_port,
+            raise_error=self._interrupts.raise_error,
+            interrupt=self._interrupts.pulse,
             settled=self._settle_cr0,
         )
         self.reset()
 
     def reset(self) -> None:
         """All registers at their reset values, all caches empty. Transactions in flight go on to their end."""
-        self._registers: dict[int, int] = {
+        self._registers.clear()
+        self._registers |= {
             Register.IDR0: self.features.idr0().value,
             Register.IDR1: self.features.idr1().value,
             Register.IDR3: self.features.idr3().value,
@@ -133,6 +176,7 @@ class Smmu:
             Register.GBPA: _GBPA_RESET,
         }
         self.in_flight.forget_waiters()
+        self.ats_port.forget()
         self.tlb.invalidate_all()
         self.configuration.invalidate_all()
         self.configuration.e2h = False
@@ -140,8 +184,12 @@ class Smmu:
         self.configuration.base_cfg = StrtabBaseCfg()
         self.commands.reset()
         self.events.reset()
+        self.page_requests.reset()
+        self.atos.reset()
         self.stalls.terminate_all()
         self.transactions.enabled = self.transactions.global_abort = False
+        self.ats.enabled = self.ats.checks = False
+        self.ats.records_errors = self.ats.records_bad_stream = False
         self._draining = self._drain_again = False
 
     # Registers
@@ -201,8 +249,8 @@ class Smmu:
         self._write_register(offset, value)
 
     def _read_register(self, offset: int) -> int:
-        # Page 0 aliases the two event queue registers of page 1 (6.1: a choice).
-        match offset | PAGE_1 if offset in (0xA8, 0xAC) else offset:
+        # Page 0 aliases the queue registers of page 1 (6.1: a choice).
+        match offset | PAGE_1 if offset in _ALIASED else offset:
             case Register.CMDQ_BASE:
                 return self.commands.ring.base.value
             case Register.CMDQ_PROD:
@@ -215,6 +263,10 @@ class Smmu:
                 return self.events.ring.visible(self.events.ring.prod)
             case Register.EVENTQ_CONS:
                 return self.events.ring.cons
+            case Register.PRIQ_BASE | Register.PRIQ_PROD | Register.PRIQ_CONS as register:
+                return self.page_requests.read(register)
+            case Register.GATOS_SID | Register.GATOS_ADDR | Register.GATOS_PAR as register:
+                return self.atos.read(register)
             case Register.STRTAB_BASE:
                 return self.configuration.base.value
             case Register.STRTAB_BASE_CFG:
@@ -226,29 +278,30 @@ class Smmu:
         """One whole register. Writes that the text forbids in the present state are ignored: a choice (6.3)."""
         registers = self._registers
         cr0 = self._requested(Cr0.smmuen.mask << Cr0.smmuen.low)
-        match offset | PAGE_1 if offset in (0xA8, 0xAC) else offset:
+        match offset | PAGE_1 if offset in _ALIASED else offset:
             case Register.CR0:
-                self._write_cr0(value & _CR0)
+                self._write_cr0(value & self._writable_cr0)
             case Register.CR1:
-                keep = _CR1_QUEUE if self.commands.active or self.events.enabled else 0
+                queues = self.commands.active or self.events.enabled or self._requested(_CR0_PRI)
+                keep = _CR1_QUEUE if queues else 0
                 keep |= _CR1 & ~_CR1_QUEUE if cr0 else 0
                 old = registers.get(Register.CR1, 0)
                 registers[Register.CR1] = value & _CR1 & ~keep | old & keep
             case Register.CR2 if not cr0:
-                registers[Register.CR2] = value & (_CR2 | int(self.features.el2))
-                self.configuration.e2h = Cr2(registers[Register.CR2]).e2h
+                self._write_cr2(value)
             case Register.GBPA:
                 self._write_gbpa(value)
             case Register.IRQ_CTRL:
-                registers[Register.IRQ_CTRL] = registers[Register.IRQ_CTRLACK] = value & _IRQ_CTRL
+                value &= self._writable_irq_ctrl
+                registers[Register.IRQ_CTRL] = registers[Register.IRQ_CTRLACK] = value
             case Register.GERRORN:
                 self._write_gerrorn(value)
-            case Register.GERROR_IRQ_CFG0 | Register.EVENTQ_IRQ_CFG0 if self._irq_configurable(
-                offset
+            case Register.GERROR_IRQ_CFG0 | Register.EVENTQ_IRQ_CFG0 | Register.PRIQ_IRQ_CFG0 if (
+                self._irq_configurable(offset)
             ):
                 registers[offset] = value & self._stored(IrqCfg0)
-            case Register.GERROR_IRQ_CFG1 | Register.EVENTQ_IRQ_CFG1 if self._irq_configurable(
-                offset
+            case Register.GERROR_IRQ_CFG1 | Register.EVENTQ_IRQ_CFG1 | Register.PRIQ_IRQ_CFG1 if (
+                self._irq_configurable(offset)
             ):
                 registers[offset] = value & _WORD
             case Register.GERROR_IRQ_CFG2 | Register.EVENTQ_IRQ_CFG2 if self._irq_configurable(
@@ -273,6 +326,18 @@ class Smmu:
             case Register.EVENTQ_CONS:
                 self.events.ring.cons = value & (0xF_FFFF | QUEUE_OVERFLOW)
                 self._admit_stalls()
+            case Register.PRIQ_BASE | Register.PRIQ_PROD | Register.PRIQ_CONS as register:
+                enabled = bool(self._requested(_CR0_PRI))
+                if register == Register.PRIQ_BASE:
+                    value &= self._stored(QueueBase)
+                self.page_requests.write(register, value, enabled)
+            case Register.GATOS_CTRL | Register.GATOS_SID | Register.GATOS_ADDR as register:
+                self.atos.write(register, value)
+            case Register.PRIQ_IRQ_CFG2 if self.features.pri:
+                # LO is there without MSIs too (6.3.1, MSI).
+                if not IrqCtrl(registers.get(Register.IRQ_CTRL, 0)).priq_irqen:
+                    attributes = 0x3F if self.features.msi else 0
+                    registers[offset] = value & (PRIQ_LAST_ONLY | attributes)
             case _:
                 pass  # read-only, reserved or not writable now
 
@@ -291,6 +356,8 @@ class Smmu:
         if not self.features.msi:
             return False
         control = IrqCtrl(self._registers.get(Register.IRQ_CTRL, 0))
+        if offset >= Register.PRIQ_BASE:
+            return self.features.pri and not control.priq_irqen
         return not (control.gerror_irqen if offset < Register.STRTAB_BASE else control.eventq_irqen)
 
     # Enables (6.3.9, 6.3.14)
@@ -309,10 +376,19 @@ class Smmu:
             if not self._draining:
                 self._draining = True
                 self.in_flight.when_done(self._drained)
-        self.transactions.enabled = cr0.smmuen
+        self.transactions.enabled = self.ats.enabled = self.atos.enabled = cr0.smmuen
+        self.ats.checks = cr0.atschk
+        self.page_requests.enabled = cr0.smmuen and cr0.priqen
         self._admit_stalls()
         self._settle_cr0()
         self.step()
+
+    def _write_cr2(self, value: int) -> None:
+        writable = _CR2 | int(self.features.el2) | (_CR2_ATS if self.features.ats else 0)
+        self._registers[Register.CR2] = value & writable
+        cr2 = Cr2(value & writable)
+        self.configuration.e2h = cr2.e2h
+        self.ats.records_errors, self.ats.records_bad_stream = cr2.rec_cfg_ats, cr2.recinvsid
 
     def _drained(self) -> None:
         if self._drain_again:
@@ -346,32 +422,9 @@ class Smmu:
 
         self.in_flight.when_done(updated)
 
-    # Errors and interrupts (6.3.18, 3.18)
-
-    def _error_active(self, error: GlobalError) -> bool:
-        registers = self._registers
-        return bool(
-            (registers.get(Register.GERROR, 0) ^ registers.get(Register.GERRORN, 0)) & error
-        )
-
-    def _raise_error(self, error: GlobalError) -> None:
-        registers = self._registers
-        if self._error_active(error):
-            return
-        registers[Register.GERROR] = registers.get(Register.GERROR, 0) ^ error
-        if self.tracer:
-            self.tracer.emit(GlobalErrorRaised(str(error.name)))
-        # That a GERROR MSI aborted is not told by another one (7.5.1).
-        if (
-            error != GlobalError.MSI_GERROR_ABT_ERR
-            and IrqCtrl(registers.get(Register.IRQ_CTRL, 0)).gerror_irqen
-        ):
-            self._signal(Register.GERROR_IRQ_CFG0, GlobalError.MSI_GERROR_ABT_ERR)
-
     def _write_gerrorn(self, value: int) -> None:
-        errors = _ERRORS | (_MSI_ERRORS if self.features.msi else 0)
-        self._registers[Register.GERRORN] = value & errors
-        if self.commands.stopped and not self._error_active(GlobalError.CMDQ_ERR):
+        self._registers[Register.GERRORN] = value & self._errors
+        if self.commands.stopped and not self._interrupts.error_active(GlobalError.CMDQ_ERR):
             self.commands.stopped = False
             self.step()
         self._admit_stalls()
@@ -380,24 +433,6 @@ class Smmu:
         """What faulted while the event queue was not writable, or too many were stalled, tries again (7.2.1)."""
         if self.events.writable and not self.stalls.full:
             self.stalls.admit()
-
-    def _pulse(self) -> None:
-        self.interrupt()
-
-    def _event_interrupt(self) -> None:
-        if IrqCtrl(self._registers.get(Register.IRQ_CTRL, 0)).eventq_irqen:
-            self._signal(Register.EVENTQ_IRQ_CFG0, GlobalError.MSI_EVENTQ_ABT_ERR)
-
-    def _signal(self, cfg0: int, on_abort: GlobalError) -> None:
-        """The MSI that is configured at `cfg0`, or else the wired interrupt."""
-        address = self._registers.get(cfg0, 0)
-        if not address or not self.features.msi:
-            self.interrupt()
-            return
-        try:
-            self._memory.store_u32(address, self._registers.get(cfg0 + 8, 0))
-        except BusError:
-            self._raise_error(on_abort)
 
     # Work
 
@@ -415,6 +450,29 @@ class Smmu:
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """See `Transactions.translate`."""
         return self.transactions.translate(access, iova, size)
+
+    def connect(self, stream_id: int, function: AtsFunction) -> None:
+        """`function` has an address translation cache, and is `stream_id`."""
+        self.ats_port.connect(stream_id, function)
+
+    def ats_translate(
+        self, access: Access, iova: int, span: int = 1, *, no_write: bool = False
+    ) -> TranslationCompletion:
+        """See `Ats.request`."""
+        return self.ats.request(access, iova, span, no_write=no_write)
+
+    def translated(self, access: Access, addresses: "array[int]") -> Translation:
+        """See `Ats.translated`."""
+        return self.ats.translated(access, addresses)
+
+    def page_request(self, request: PageRequest) -> None:
+        """See `PageRequestQueue.receive`. A profile without PRI ignores it: nobody may ask."""
+        if self.features.pri:
+            self.page_requests.receive(request)
+
+    def give_up(self) -> int:
+        """See `AtsPort.give_up`: whoever has a clock calls it."""
+        return self.ats_port.give_up()
 
     def retire(self, translation: Translation) -> None:
         """The transaction is done: its bytes moved, or it was given up."""

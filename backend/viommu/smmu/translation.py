@@ -50,13 +50,21 @@ class Translator:
         Raises `Fault` when not even the first byte does. The rest of a range is a transaction of its own: its fault is
         raised, and recorded, when somebody asks for it.
         """
-        if self._forgetful:
-            self._configuration.invalidate_all()
-            self._tlb.invalidate_all()
-        size = min(size, MAX_RANGE, (1 << 64) - iova)
+        self.refresh()
         access, context = self._configuration.lookup(access, iova)
         if context is None:
             return self.bypass(access, iova, size)
+        return self.through(context, access, iova, size)
+
+    def refresh(self) -> None:
+        """A new transaction begins: a profile without caches forgets what it knew."""
+        if self._forgetful:
+            self._configuration.invalidate_all()
+            self._tlb.invalidate_all()
+
+    def through(self, context: StreamContext, access: Access, iova: int, size: int) -> Translation:
+        """`translate` for a context that is known."""
+        size = min(size, MAX_RANGE, (1 << 64) - iova)
         runs: array[int] = array("Q")
         done = 0
         try:
@@ -69,6 +77,23 @@ class Translator:
                 fault.merge = context.merges
                 raise fault from None
         return Translation(access, iova, runs, done)
+
+    def page(self, context: StreamContext, access: Access, address: int) -> Entry:
+        """The page or block that maps `address`, with permission for `access`. Raises the `Fault` as it is met."""
+        runs: array[int] = array("Q")
+        self._translate_some(context, access, address, 1, runs)
+        for tag in context.tags:
+            found = self._tlb.find(tag, address)
+            if found is not None and found.slot & ~FLAGS == runs[0] & -(1 << found.shift) & OUTPUT:
+                return found
+        return Entry(12, runs[0] & OUTPUT)  # evicted since: what is known of it is its page
+
+    def first_stage(self, context: StreamContext, access: Access, address: int) -> Entry:
+        """The page or block of stage 1 alone, whose output is an IPA when there is a stage 2. Raises `Fault`."""
+        stage_1 = context.stage_1
+        assert stage_1 is not None
+        base = select_base(stage_1, access, address)
+        return self._walker.stage_1(stage_1, context.stage_2, base, access, address).entry
 
     def bypass(self, access: Access, iova: int, size: int) -> Translation:
         """An address that no stage translates must fit the output address size (3.4)."""

@@ -1,0 +1,196 @@
+"""Address translation operations: software asks what a transaction would meet (IHI 0070, chapter 9).
+
+The operation is complete when the write of RUN returns, so that RUN always reads 0. It records nothing and stalls
+nothing. The model has one memory type: ATTR is Normal, Write-Back and SH Inner Shareable. With HTTUI what HA and HD say
+is ignored, so that a clear access flag is a fault unless AFFD is set: a choice. There is no VATOS.
+"""
+
+from dataclasses import replace
+
+from viommu.layouts.atos import (
+    INTERNAL_ERR,
+    INV_REQ,
+    INV_STAGE,
+    AtosAddr,
+    AtosFault,
+    AtosResult,
+    AtosSid,
+    AtosType,
+)
+from viommu.layouts.records import EventRecord, EventType, FaultClass
+from viommu.layouts.registers import Register
+from viommu.layouts.tables import StreamTableEntry
+from viommu.smmu.configuration import Configuration
+from viommu.smmu.context import (
+    StreamContext,
+    stream_context,
+    translates_stage_1,
+    translates_stage_2,
+)
+from viommu.smmu.faults import Access, Fault, translation_fault
+from viommu.smmu.features import Features
+from viommu.smmu.tlb import OUTPUT, Entry, Tlb
+from viommu.smmu.translation import Translator
+from viommu.smmu.walk import needed_flags
+
+_NORMAL_WRITE_BACK, _INNER_SHAREABLE = 0xFF, 3
+_SID_VALID = 1 << 52
+
+
+class _Refused(Exception):
+    """INV_REQ or INV_STAGE."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(hex(code))
+        self.code = code
+
+
+class Atos:
+    """The GATOS register group."""
+
+    def __init__(
+        self, features: Features, configuration: Configuration, translator: Translator, tlb: Tlb
+    ) -> None:
+        self.enabled = False
+        """CR0.SMMUEN."""
+        self._features = features
+        self._configuration = configuration
+        self._translator = translator
+        self._tlb = tlb
+        self._unit_bits = min(features.granules)
+        substreams = (1 << features.substream_id_bits) - 1
+        self._sid_mask = (1 << features.stream_id_bits) - 1 | substreams << 32
+        self._sid_mask |= _SID_VALID if substreams else 0
+        self.reset()
+
+    def reset(self) -> None:
+        """All registers 0."""
+        self.enabled = False
+        self._sid, self._addr, self._par = 0, 0, 0
+
+    def read(self, register: int) -> int:
+        """SMMU_GATOS_CTRL, _SID, _ADDR or _PAR."""
+        match register:
+            case Register.GATOS_SID:
+                return self._sid
+            case Register.GATOS_ADDR:
+                return self._addr
+            case Register.GATOS_PAR:
+                return self._par
+        return 0
+
+    def write(self, register: int, value: int) -> None:
+        """Write one of them; RUN does nothing while SMMUEN is 0 (6.3.37)."""
+        if not self._features.atos:
+            return
+        match register:
+            case Register.GATOS_SID:
+                self._sid = value & self._sid_mask
+            case Register.GATOS_ADDR:
+                self._addr = value & ~0x3F
+            case Register.GATOS_CTRL if value & 1 and self.enabled:
+                self._par = self._run(AtosSid(self._sid), AtosAddr(self._addr))
+
+    def _run(self, sid: AtosSid, addr: AtosAddr) -> int:
+        access = Access(
+            sid.stream_id,
+            sid.substream_id if sid.ssid_valid else None,
+            not addr.rnw,
+            addr.pnu,
+            addr.ind and addr.rnw,
+        )
+        try:
+            shift, slot = self._look_up(access, addr)
+        except _Refused as refused:
+            return AtosFault(fault=True, fault_code=refused.code).value
+        except Fault as fault:
+            record = fault.record if fault.record is not None else fault.hidden
+            if record is None:
+                return AtosFault(fault=True, fault_code=INTERNAL_ERR).value
+            return _fault(record, addr.type).value
+        size_flag = shift > 12
+        address = slot & OUTPUT & -(1 << shift) | (1 << shift - 1 if size_flag else 0)
+        return AtosResult(
+            address=address, size_flag=size_flag, sh=_INNER_SHAREABLE, attr=_NORMAL_WRITE_BACK
+        ).value
+
+    def _look_up(self, access: Access, addr: AtosAddr) -> Entry:
+        """What maps the address; raises `_Refused` and `Fault` in the order of 9.1.5."""
+        features, kind = self._features, addr.type
+        possible = {
+            AtosType.STAGE_1: features.stage_1,
+            AtosType.STAGE_2: features.stage_2 and access.substream_id is None,
+            AtosType.BOTH: features.stage_1 and features.stage_2,
+        }
+        if not possible.get(kind, False):
+            raise _Refused(INV_REQ)
+        self._translator.refresh()
+        ste = self._configuration.ste(access)
+        present = {
+            AtosType.STAGE_1: translates_stage_1(ste),
+            AtosType.STAGE_2: translates_stage_2(ste),
+            AtosType.BOTH: translates_stage_1(ste) and translates_stage_2(ste),
+        }
+        if not present[kind]:
+            raise _Refused(INV_STAGE)
+        context = self._context(ste, access, addr)
+        if addr.httui and context is not None:
+            context = _passive(context)
+        try:
+            if kind == AtosType.STAGE_1:
+                return self._stage_1(context, access, addr.address)
+            assert context is not None
+            if kind == AtosType.STAGE_2 and addr.address >> features.output_address_bits:
+                raise translation_fault(EventType.F_ADDR_SIZE, access, addr.address)
+            return self._translator.page(context, access, addr.address)
+        finally:
+            if addr.httui and context is not None:
+                # What was found without HTTU must not serve those who have it.
+                for tag in context.tags:
+                    self._tlb.forget(tag, addr.address)
+
+    def _context(
+        self, ste: StreamTableEntry, access: Access, addr: AtosAddr
+    ) -> StreamContext | None:
+        if addr.type == AtosType.STAGE_2:
+            return stream_context(ste, None, self._features)
+        # Of the access that the STE would make of it nothing is used: overrides do not count (9.1.3).
+        return self._configuration.lookup(access, addr.address)[1]
+
+    def _stage_1(self, context: StreamContext | None, access: Access, address: int) -> Entry:
+        if context is None or context.stage_1 is None:  # S1DSS skips it
+            if address >> self._features.output_address_bits:
+                raise translation_fault(EventType.F_ADDR_SIZE, access, address)
+            return Entry(self._unit_bits, address & -(1 << self._unit_bits))
+        found = self._translator.first_stage(context, access, address)
+        need = needed_flags(access)
+        if found.slot & need != need:
+            raise translation_fault(EventType.F_PERMISSION, access, address)
+        return found
+
+
+def _passive(context: StreamContext) -> StreamContext:
+    """The same without hardware updates."""
+    stage_1, stage_2 = context.stage_1, context.stage_2
+    if stage_1 is not None:
+        stage_1 = replace(stage_1, updates_access_flag=False, updates_dirty=False)
+    if stage_2 is not None:
+        stage_2 = replace(stage_2, updates_access_flag=False, updates_dirty=False)
+    return replace(context, stage_1=stage_1, stage_2=stage_2)
+
+
+def _fault(record: EventRecord, kind: int) -> AtosFault:
+    """ATOS_PAR of a fault, by the table of 9.1.4."""
+    event = record.event
+    related = EventType.F_TRANSLATION <= event <= EventType.F_PERMISSION
+    reason = address = 0
+    if kind == AtosType.STAGE_1 and record.s2:
+        # Not the asker's business: told as an abort of what stage 2 was needed for.
+        of_cd = record.fault_class == FaultClass.CD
+        event = EventType.F_CD_FETCH if of_cd else EventType.F_WALK_EABT
+    elif kind == AtosType.STAGE_2:
+        reason = 3 if record.s2 or not related else 0
+    elif kind == AtosType.BOTH and record.s2:
+        reason = {FaultClass.CD: 1, FaultClass.TTD: 2}.get(record.fault_class, 3)
+        address = record.ipa if related else 0
+    return AtosFault(fault=True, reason=reason, fault_code=int(event), fault_address=address)
