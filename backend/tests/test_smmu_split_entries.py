@@ -65,7 +65,8 @@ def reach(rig: Rig, page: int) -> int | None:
         (0x12 | VMID << 32 | ASID << 48, IOVA | 1),
         (0x12 | VMID << 32 | ASID << 48, IOVA + 300 * 4096),
         (0x13 | VMID << 32, IOVA + 77 * 4096),
-        # By range: NUM 0, SCALE 0, TG 4 KiB and TTL 2; without a TTL that would be reserved.
+        # By range, of 4 KiB granules: two of them, or one and TTL 2; without a TTL that would be reserved.
+        (0x12 | VMID << 32 | ASID << 48 | 1 << 12, IOVA | 1 << 10),
         (0x12 | VMID << 32 | ASID << 48, IOVA | 1 << 10 | 2 << 8),
     ],
 )

@@ -35,13 +35,14 @@ _STE_BREAKS = (
 )
 
 
-# Reserved opcodes, a Secure stream, a reserved signal, and commands of features that are not there: at the end, for the
-# queue stops.
+# Reserved opcodes, a Secure stream, a reserved signal, commands of features that are not there, and ranges that are
+# reserved: at the end, for the queue stops.
 _WRONG_COMMANDS = (
-    *(0x00, 0x08, 0x0F, 0x15, 0x2F, 0x31, 0x47, 0xFF),
-    *(opcode | 1 << 10 for opcode in (0x03, 0x04, 0x05, 0x06)),
-    0x46 | 3 << 12,
-    *(0x18, 0x1A, 0x20, 0x21, 0x22, 0x23, 0x40, 0x41, 0x44, 0x45),
+    *((opcode, 0) for opcode in (0x00, 0x08, 0x0F, 0x15, 0x2F, 0x31, 0x47, 0xFF)),
+    *((opcode | 1 << 10, 0) for opcode in (0x03, 0x04, 0x05, 0x06)),
+    (0x46 | 3 << 12, 0),
+    *((opcode, 0) for opcode in (0x18, 0x1A, 0x20, 0x21, 0x22, 0x23, 0x40, 0x41, 0x44, 0x45)),
+    *((opcode, granule << 10) for opcode, granule in ((0x12, 1), (0x13, 2), (0x2A, 3))),
 )
 
 
@@ -82,7 +83,7 @@ class _Maker:
         for _ in range(random.randint(4, 10)):
             self._step()
         if random.random() < 0.03:
-            self._submit((random.choice(_WRONG_COMMANDS), 0))
+            self._submit(random.choice(_WRONG_COMMANDS))
         return Case(
             strtab_base=base,
             strtab_base_cfg=configuration,
@@ -309,8 +310,10 @@ class _Maker:
         random = self.random
         low = random.randrange(32) << 12 | random.choice((0, 0, 1, 2, 5, 9)) << 20
         granule = {12: 1, 14: 2, 16: 3}[half.table.geometry.granule]
-        level = random.choice((0, mapping.level)) << 8
-        return low, mapping.address & ~_PAGE_MASK | granule << 10 | level | random.randrange(2)
+        level = random.choice((0, mapping.level))
+        if not low and (not level or (granule, level) == (2, 1)):
+            low = 1 << 12  # a granule with neither range nor level is reserved
+        return low, mapping.address & ~_PAGE_MASK | granule << 10 | level << 8 | random.randrange(2)
 
     def _change_ste(self) -> None:
         """Attach a stream to something else."""

@@ -142,24 +142,34 @@ def _stopped_here_only(ours: Verdict, theirs: Verdict) -> bool:
     return bool(ours.consumed & 0x7F << 24 == _ILLEGAL and ours.gerror & 1 and not theirs.gerror)
 
 
-def _refused_command(case: Case, ours: Verdict) -> int:
+def _refused_command(case: Case, ours: Verdict) -> tuple[int, int]:
     commands = case.commands()
     place = ours.consumed & 0xFF
-    return commands[place][0] if place < len(commands) else 0
+    return commands[place] if place < len(commands) else (0, 0)
 
 
 def _command_ignored(case: Case, ours: Verdict, theirs: Verdict) -> bool:
-    return _stopped_here_only(ours, theirs) and _refused_command(case, ours) & 0xFF in _IGNORED
+    return _stopped_here_only(ours, theirs) and _refused_command(case, ours)[0] & 0xFF in _IGNORED
 
 
 def _signal_unchecked(case: Case, ours: Verdict, theirs: Verdict) -> bool:
-    command = _refused_command(case, ours)
+    command, _ = _refused_command(case, ours)
     return _stopped_here_only(ours, theirs) and command & 0xFF == 0x46 and command >> 12 & 3 == 3
+
+
+def _range_unchecked(case: Case, ours: Verdict, theirs: Verdict) -> bool:
+    low, high = _refused_command(case, ours)
+    granule, level = high >> 10 & 3, high >> 8 & 3
+    says_nothing = not low >> 12 & 0x1F and not low >> 20 & 0x1F
+    says_nothing = says_nothing and (not level or (granule, level) == (2, 1))
+    by_address = low & 0xFF in (0x12, 0x13, 0x2A)
+    return _stopped_here_only(ours, theirs) and by_address and bool(granule) and says_nothing
 
 
 KNOWN_OF_QUEUE: dict[str, Callable[[Case, Verdict, Verdict], bool]] = {
     "foreign-command-ignored": _command_ignored,
     "reserved-signal-ignored": _signal_unchecked,
+    "reserved-range-accepted": _range_unchecked,
 }
 """The same for the command queue's end, with the case and both verdicts: ours, then QEMU's."""
 
