@@ -128,6 +128,17 @@ def joined(steps: Iterable[tuple[str, int]]) -> Steps:
     return [(kind, sum(count for _, count in row)) for kind, row in rows]
 
 
+def ste_updates(events: list[Event]) -> list[int]:
+    """For each STE that the driver wrote, how many CMD_SYNCs that took. A prefetch ends each."""
+    counts = [0]
+    for event in (event for event in events if event["kind"] == "CommandConsumed"):
+        if event["opcode"] == "CMD_CFGI_STE":
+            counts[-1] += 1  # each with a CMD_SYNC of its own
+        elif event["opcode"] == "CMD_PREFETCH_CONFIG":
+            counts.append(0)
+    return [count for count in counts if count]
+
+
 def late(events: list[Event]) -> list[Event]:
     """The transactions that a CMD_SYNC did not wait for, though something had been invalidated before it.
 

@@ -18,10 +18,10 @@ from linux_rig import (
     Steps,
     commands,
     id_registers,
-    joined,
     late,
     logged,
     reads,
+    ste_updates,
     syncs,
 )
 from pexpect import EOF, spawn
@@ -195,20 +195,26 @@ def test_syncs_of_a_type_change(linux: LinuxRig) -> None:
 
 
 def test_syncs_of_vfio(linux: LinuxRig) -> None:
-    """Open: to the blocked domain, to a new one. Close: to the blocked domain, to the default domain."""
-    to_abort, from_abort = [(STE, 2), (CD, 2)], [(CD, 2), (STE, 2)]
+    """Open: to the blocked domain, to a new one. Close: to the blocked domain, to the default domain.
+
+    Newer kernels block a function that has ATS around each of its resets too, and so there are more updates.
+    """
     events = linux.events_of(lambda: linux.cases("vfio open-close"))
-    assert syncs(events) == joined(to_abort + from_abort + to_abort + from_abort)
+    updates = ste_updates(events)
+    assert len(updates) >= 4
+    assert set(updates) == {2}
+    # With each, a CD is written or cleared.
+    assert sum(count for kind, count in syncs(events) if kind == CD) == 2 * len(updates)
 
 
 def test_syncs_of_vfio_from_identity(linux: LinuxRig) -> None:
-    bypass, _ = steps(linux)
+    abort, _ = steps(linux)
     linux.run(f"echo identity > {GROUP_TYPE}")
-    events = linux.events_of(lambda: linux.cases("vfio open-close"))
+    updates = ste_updates(linux.events_of(lambda: linux.cases("vfio open-close")))
     linux.run(f"echo DMA > {GROUP_TYPE}")
-    assert syncs(events) == joined(
-        [(STE, bypass), (CD, 2), (STE, 2), (STE, 2), (CD, 2), (STE, bypass)]
-    )
+    assert len(updates) >= 4
+    assert (updates[0], updates[1], updates[-1]) == (abort, 2, abort)
+    assert set(updates) <= {abort, 2}
 
 
 def test_syncs_of_remove_and_rescan(linux: LinuxRig) -> None:
@@ -323,7 +329,7 @@ def test_vfio_where_stage_2_is_all_there_is(profiled: Profiled) -> None:
     assert not commands(events, "CMD_CFGI_CD")
     assert commands(events, "CMD_TLBI_S12_VMALL")
     # The domain of stage 2 is in the STE itself.
-    assert syncs(linux.events_of(lambda: linux.cases("vfio open-close"))) == [(STE, 8)]
+    assert set(ste_updates(linux.events_of(lambda: linux.cases("vfio open-close")))) == {2}
     flip = f"echo identity > {GROUP_TYPE}; echo DMA > {GROUP_TYPE}"
     assert syncs(linux.events_of(lambda: linux.run(flip))) == [(STE, 4)]
 
@@ -449,15 +455,26 @@ def test_live_type_change_of_a_bound_function(linux: LinuxRig) -> None:
     assert linux.run(script).split() == ["DMA", "DMA-FQ", "identity", "DMA"]
 
 
+LEAVE_RUNNING = """
+    python3 /viommu/inside/linux.py left > /run/left 2>&1 &
+    for i in $(seq 100); do [ -s /run/started ] && break; sleep 0.1; done
+    cat /run/left
+    grep True /run/started
+"""
+
+
 def test_the_guest_reboots_and_the_server_stays(
     linux: LinuxRig, request: pytest.FixtureRequest
 ) -> None:
-    """Each boot probes the SMMU anew and finds nothing of the one before."""
+    """Each boot probes the SMMU anew and finds nothing of the one before, which ended in the middle of a DMA."""
     before = belongings(linux)
     pid = linux.rig.serving.pid
     for _ in range(int(request.config.getoption("reboots"))):
-        # Reboot with everything attached and DMA in flight.
+        linux.run(LEAVE_RUNNING)
         events = linux.events_of(linux.rig.reboot)
+        ended = [event["status"] for event in events if event["kind"] == "EngineEnded"]
+        # The driver switches the SMMU off when the kernel goes down: from there on no IOVA means anything.
+        assert ended == ["ERROR"]
         assert id_registers(events) == linux.id_registers
         assert sum(event["kind"] == "FunctionReset" for event in events) == 3
         assert not [
