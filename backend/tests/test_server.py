@@ -26,8 +26,9 @@ from tests.server_rig import (
 )
 from vfio_user import SocketBusy, SocketError
 from viommu.endpoints.pattern import rand48
+from viommu.function import SMMU_IDENTITY
 from viommu.layouts.test_engine import UserFrame, user_frame
-from viommu.server import SMMU_IDENTITY, Server
+from viommu.server import Server
 
 INTX, MSIX = 0, 2
 EVENTS = BASE + 0x10_0000
