@@ -7,8 +7,9 @@ from viommu.layouts.registers import QUEUE_OVERFLOW, GlobalError
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.events import EventLost, EventRecorded
 from viommu.smmu.features import Features
+from viommu.smmu.points import RecordWritten
 from viommu.smmu.queues import Ring
-from viommu.trace import Tracer
+from viommu.trace import Again, Defer, Replace, Skip, Tracer
 
 
 class EventQueue:
@@ -50,8 +51,26 @@ class EventQueue:
         said = _told_apart(record)
         if merge and not self.ring.empty and self._last == (self.ring.prod, said):
             return
-        if self._write(record):
+        if self._tracer.meddler is not None:
+            self._record_meddled(record)
+        elif self._write(record):
             self._last = self.ring.prod, said
+
+    def _record_meddled(self, record: EventRecord) -> None:
+        assert self._tracer.meddler is not None
+        point = RecordWritten("event", _name(record), record.stream_id, record.value)
+        match self._tracer.meddler(point):
+            case Skip():
+                pass
+            case Replace(value):
+                self._write(EventRecord(value))
+            case Again(count):
+                for _ in range(1 + count):
+                    self._write(record)
+            case Defer(hold):
+                hold.then(lambda: self._write(record))
+            case _:
+                self._write(record)
 
     @property
     def writable(self) -> bool:

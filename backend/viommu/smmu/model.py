@@ -98,10 +98,11 @@ class Smmu:
         walker = Walker(
             memory,
             self.tlb,
+            tracer,
             wide=features.output_address_bits == 52,
             execute_never_2=features.stage_2_execute,
         )
-        self.configuration = Configuration(memory, features, walker)
+        self.configuration = Configuration(memory, features, walker, tracer)
         self.interrupt = interrupt
         self._registers: dict[int, int] = {}
         self._interrupts = Interrupts(
@@ -115,7 +116,7 @@ class Smmu:
             error_active=self._interrupts.error_active,
             interrupt=self._interrupts.of_event,
         )
-        translator = Translator(memory, self.configuration, self.tlb, walker, features)
+        translator = Translator(memory, self.configuration, self.tlb, walker, features, tracer)
         self.transactions = Transactions(
             self.configuration,
             translator,
