@@ -112,6 +112,11 @@ class Point(Event):
 
     verdicts: ClassVar[frozenset[type[Verdict]]] = frozenset()
 
+    @property
+    def value_bits(self) -> int:
+        """The width of the `value` of a point that understands `Replace` by a number."""
+        return 64
+
 
 class Tracer:
     """Hands each event to every reader, in the order in which they subscribed; and each point to the `meddler`."""

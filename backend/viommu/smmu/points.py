@@ -45,6 +45,11 @@ class StructureRead(Point):
     level: int | None = None
     stage: int | None = None
 
+    @property
+    def value_bits(self) -> int:
+        """As many as the structure has."""
+        return 8 * self.size
+
 
 @dataclass(frozen=True, slots=True)
 class TransactionArrived(Point):
@@ -108,6 +113,11 @@ class CommandFetched(Point):
     index: int
     value: int
 
+    @property
+    def value_bits(self) -> int:
+        """A command has 16 bytes."""
+        return 128
+
 
 @dataclass(frozen=True, slots=True)
 class CommandCompleting(Point):
@@ -158,6 +168,11 @@ class RecordWritten(Point):
     event: str
     stream_id: int
     value: int
+
+    @property
+    def value_bits(self) -> int:
+        """An event record has 32 bytes, a page request 16."""
+        return 256 if self.queue == "event" else 128
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,7 +218,10 @@ class PageRequestQueue:
             case Skip():
                 pass
             case Replace(value):
-                self._send(stream_id, response._replace(code=ResponseCode(value)))
+                # What is no code is a failure (PCIe, 10.4.2.2).
+                known = value in list(ResponseCode)
+                code = ResponseCode(value) if known else ResponseCode.RESPONSE_FAILURE
+                self._send(stream_id, response._replace(code=code))
             case Again(count):
                 for _ in range(1 + count):
                     self._send(stream_id, response)
