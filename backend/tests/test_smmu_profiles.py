@@ -58,6 +58,7 @@ REGISTERS = {
     "ats": (hw.IDR0, 1 << 10 | 1 << 23 | 1 << 16, 1 << 10 | 1 << 23 | 1 << 16, 0),
     "pri": (hw.IDR0, 1 << 16, 1 << 16, 0),
     "atos": (hw.IDR0, 1 << 15, 1 << 15, 0),
+    "vatos": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
     "endpoint_pasid": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
     "caching": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
 }
