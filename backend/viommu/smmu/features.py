@@ -91,8 +91,8 @@ class Features:
 
     @property
     def el2(self) -> bool:
-        """Stage 1 can belong to EL2."""
-        return self.hyp and self.stage_1
+        """Stage 1 can belong to EL2. An SMMU without both stages has no hypervisor's regime (6.3.1, Hyp)."""
+        return self.hyp and self.stage_1 and self.stage_2
 
     @property
     def frame_size(self) -> int:
