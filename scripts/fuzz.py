@@ -121,6 +121,7 @@ class Session:
             self._describe,
             self._map,
             self._command,
+            self._invalidate,
             self._register,
             self._recover,
             self._begin,
@@ -234,14 +235,25 @@ class Session:
 
     # The guest's driver
 
-    def _command(self) -> None:
+    def _submit(self, first: int, second: int) -> None:
         produced = self._smmu.read(Register.CMDQ_PROD, 4)
+        self._store(COMMANDS + (produced & 15) * 16, first, second)
+        self._smmu.write(Register.CMDQ_PROD, 4, (produced + 1) & 31)
+
+    def _command(self) -> None:
         opcode = OPCODES[self._below(len(OPCODES))]
         flags = self._word() & 0xFFFF_FF00 if self._some() else 0
         second = self._word() if self._some() else self._below(64)
-        first = flags | opcode | self._stream() << 32
-        self._store(COMMANDS + (produced & 15) * 16, first, second)
-        self._smmu.write(Register.CMDQ_PROD, 4, (produced + 1) & 31)
+        self._submit(flags | opcode | self._stream() << 32, second)
+
+    def _invalidate(self) -> None:
+        """CMD_ATC_INV for one of the functions, and the CMD_SYNC that waits for its answer."""
+        substream = self._substream()
+        flags = 0 if substream is None else substream << 12 | 1 << 11
+        stream = STREAM + self._below(2)
+        place = self._address() & ~0xFFF | self._below(53)
+        self._submit(Opcode.CMD_ATC_INV | flags | stream << 32, place)
+        self._submit(Opcode.CMD_SYNC, 0)
 
     def _register(self) -> None:
         offset = REGISTERS[self._below(len(REGISTERS))]
