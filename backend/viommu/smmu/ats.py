@@ -87,6 +87,8 @@ class Ats:
     ) -> None:
         self.enabled = False
         """CR0.SMMUEN."""
+        self.failed = False
+        """Service failure mode."""
         self.checks = False
         """CR0.ATSCHK."""
         self.records_errors = False
@@ -165,7 +167,7 @@ class Ats:
         self, access: Access, iova: int, span: int, no_write: bool
     ) -> TranslationCompletion:
         unsupported = TranslationCompletion(AtsStatus.UNSUPPORTED_REQUEST)
-        if not self._features.ats:
+        if not self._features.ats or self.failed:
             return unsupported
         if not self.enabled:
             self._disallowed(access, iova, span, no_write)
@@ -294,7 +296,7 @@ class Ats:
         return translation
 
     def _pass(self, access: Access, addresses: "array[int]") -> Translation:
-        if not self._features.ats:
+        if not self._features.ats or self.failed:
             raise Fault(None)
         if not self.enabled:
             raise _forbidden(access, addresses[0])

@@ -46,6 +46,8 @@ class CommandQueue:
         """An error is active: nothing is consumed until GERRORN acknowledges it."""
         self.waiting = False
         """A command waits for transactions in flight, or for functions."""
+        self.failed = False
+        """Service failure mode."""
         self._epoch = 0  # what was held back before a reset is nobody's business after it
         self._memory = memory
         self._sends_messages = features.msi
@@ -72,7 +74,7 @@ class CommandQueue:
     @property
     def busy(self) -> bool:
         """There is a command that can be consumed now."""
-        return self.enabled and not (self.stopped or self.waiting or self.ring.empty)
+        return self.enabled and not (self.stopped or self.waiting or self.failed or self.ring.empty)
 
     def step(self) -> None:
         """Consume up to `COMMANDS_PER_STEP` commands."""

@@ -27,6 +27,8 @@ class EventQueue:
     ) -> None:
         self.ring = Ring(EVENT_RECORD_SIZE, features.event_queue_log2)
         self.enabled = False
+        self.failed = False
+        """Service failure mode."""
         self._last = (-1, 0)  # the position behind the last record, and what it said
         self._memory = memory
         self._tracer = tracer
@@ -77,12 +79,15 @@ class EventQueue:
         """A record finds room (7.2.1). Stalled transactions wait for this."""
         return (
             self.enabled
+            and not self.failed
             and not self.ring.full
             and not self._error_active(GlobalError.EVENTQ_ABT_ERR)
         )
 
     def _write(self, record: EventRecord) -> bool:
         ring = self.ring
+        if self.failed:
+            return self._lost(record, "service failure mode")
         if not self.enabled:
             return self._lost(record, "EVENTQEN is 0")
         if self._error_active(GlobalError.EVENTQ_ABT_ERR):

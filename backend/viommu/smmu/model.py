@@ -20,6 +20,7 @@ from viommu.layouts.registers import (
     Register,
     StrtabBase,
     StrtabBaseCfg,
+    register_name,
 )
 from viommu.memory import GuestMemory
 from viommu.smmu.atos import ATOS_REGISTERS, Atos
@@ -44,7 +45,7 @@ from viommu.trace import Tracer
 
 _WORD = 0xFFFF_FFFF
 _DOORBELL = int(Register.CMDQ_PROD)
-_ERRORS = int(GlobalError.CMDQ_ERR | GlobalError.EVENTQ_ABT_ERR)
+_ERRORS = int(GlobalError.CMDQ_ERR | GlobalError.EVENTQ_ABT_ERR | GlobalError.SFM_ERR)
 _ERRORS_MSI = int(
     GlobalError.MSI_CMDQ_ABT_ERR | GlobalError.MSI_EVENTQ_ABT_ERR | GlobalError.MSI_GERROR_ABT_ERR
 )
@@ -190,6 +191,7 @@ class Smmu:
         self.atos.reset()
         self.stalls.terminate_all()
         self.transactions.enabled = self.transactions.global_abort = False
+        self._set_failed(False)
         self.ats.enabled = self.ats.checks = False
         self.ats.records_errors = self.ats.records_bad_stream = False
         self._draining = self._drain_again = False
@@ -211,7 +213,7 @@ class Smmu:
             if size == 8:
                 value |= self._read_word(offset + 4) << 32
         if self.tracer:
-            self.tracer.emit(RegisterAccess(_register_name(offset), False, size, value))
+            self.tracer.emit(RegisterAccess(register_name(offset), False, size, value))
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
@@ -220,7 +222,7 @@ class Smmu:
         What is no aligned access of 32 or 64 bits is ignored (6.2: a choice).
         """
         if self.tracer:
-            self.tracer.emit(RegisterAccess(_register_name(offset), True, size, value))
+            self.tracer.emit(RegisterAccess(register_name(offset), True, size, value))
         if offset == _DOORBELL and size == 4:  # what drivers write most often ends here
             self.commands.ring.prod = value & 0xF_FFFF
             self.commands.step()
@@ -439,6 +441,19 @@ class Smmu:
         if self.events.writable and not self.stalls.full:
             self.stalls.admit()
 
+    def raise_error(self, error: GlobalError) -> None:
+        """Make a bit of GERROR active, as if what it stands for had happened."""
+        self._interrupts.raise_error(error)
+
+    def enter_service_failure(self) -> None:
+        """Service failure mode (12.3): until a reset nothing is translated, consumed or recorded."""
+        self._set_failed(True)
+        self.raise_error(GlobalError.SFM_ERR)
+
+    def _set_failed(self, failed: bool) -> None:
+        for part in (self.transactions, self.commands, self.events, self.ats):
+            part.failed = failed
+
     # Work
 
     @property
@@ -481,10 +496,3 @@ class Smmu:
     def retire(self, translation: Translation) -> None:
         """The transaction is done: its bytes moved, or it was given up."""
         self.in_flight.retire(translation)
-
-
-def _register_name(offset: int) -> str:
-    try:
-        return Register(offset).name
-    except ValueError:
-        return hex(offset)
