@@ -1,11 +1,14 @@
 """The injector on a real SMMU: which points are meant, how often, and that a seed repeats a run."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from tests.driver_rig import DATA, PAGE, STREAM, Rig
-from viommu.faults.injector import FaultInjected, Injector
+from viommu.faults.injector import EffectCalled, FaultInjected, Injector
 from viommu.faults.plan import Plan
 from viommu.smmu import TransactionAborted
+from viommu.smmu.events import CommandConsumed
 from viommu.trace import Event
 
 IOVA = 0x10_0000
@@ -140,3 +143,36 @@ def test_closing_lets_go_of_what_is_held() -> None:
     lab.rig.while_polling = step
     lab.domain.flush()
     assert lab.rig.smmu.tracer.meddler is None
+
+
+def test_effects_call_methods_on_events_and_at_times() -> None:
+    lab = Lab()
+    lab.injector.close()
+    called: list[tuple[str, object]] = []
+
+    def call(method: str, arguments: Mapping[str, object]) -> object:
+        called.append((method, arguments))
+        lab.rig.smmu.tracer.emit(CommandConsumed("CMD_TLBI_NH_ASID", 0, ""))  # calls nothing
+        return "done"
+
+    on = {"event": "CommandConsumed", "opcode": "CMD_TLBI_NH_ASID"}
+    plan = Plan.of(
+        effects=[
+            {"on": on, "when": {"nth": 2}, "call": "a", "arguments": {"x": 1}},
+            {"when": {"after": 5.0}, "call": "b"},
+        ]
+    )
+    injector = Injector(plan, lab.rig.smmu.tracer, lambda: lab.now, call)
+    lab.domain.flush()
+    assert called == []
+    assert injector.patience == 5.0
+    lab.domain.flush()
+    assert called == [("a", {"x": 1})]
+    lab.now = 5.0
+    injector.turn()
+    injector.turn()
+    assert called[1:] == [("b", {})]
+    assert [str(event.outcome) for event in lab.events if isinstance(event, EffectCalled)] == [
+        "done",
+        "done",
+    ]

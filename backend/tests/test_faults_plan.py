@@ -18,6 +18,10 @@ do = "skip"
 name = "late"
 at = "sync-completing"
 do = { action = "hold", ms = 50 }
+
+[[effect]]
+on = { event = "CommandConsumed", opcode = "CMD_CFGI_STE" }
+call = "smmu.service_failure"
 """
 
 
@@ -25,7 +29,7 @@ def test_a_plan_knows_the_line_of_each_rule(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(GOOD)
     plan = Plan.load(path)
-    assert (plan.seed, plan.lines) == (7, (4, 9))
+    assert (plan.seed, plan.fault_lines, plan.effect_lines) == (7, (4, 9), (14,))
     assert [rule.do.action for rule in plan.fault] == ["skip", "hold"]
 
 

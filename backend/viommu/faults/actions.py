@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from viommu.faults.matching import EventPattern
 from viommu.layouts.records import EventType
 from viommu.layouts.registers import CommandError
 from viommu.smmu.points import COMPLETER_ABORT, UNSUPPORTED_REQUEST
@@ -32,25 +33,6 @@ _CODES: Mapping[str, int] = {
     "UR": UNSUPPORTED_REQUEST,
     "CA": COMPLETER_ABORT,
 }
-
-
-class EventPattern(BaseModel):
-    """An event of the stream: its `event`, a type by name, and fields that it must have."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    event: str
-
-    def fits(self, event: object) -> bool:
-        """Whether it is such an event."""
-        if type(event).__name__ != self.event:
-            return False
-        return all(getattr(event, name, None) == value for name, value in self.wanted.items())
-
-    @property
-    def wanted(self) -> Mapping[str, Any]:
-        """The fields and their values."""
-        return self.model_extra or {}
 
 
 class _Action(BaseModel):

@@ -10,12 +10,13 @@ do = "skip"
 
 import re
 import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from viommu.faults.rule import Rule
+from viommu.faults.rule import Effect, Rule
 
 
 class PlanError(Exception):
@@ -29,8 +30,10 @@ class Plan(BaseModel):
 
     seed: int = 0
     fault: tuple[Rule, ...] = ()
-    lines: tuple[int, ...] = ()
-    """The line of each rule in its file; without a file, its number from 1 on."""
+    effect: tuple[Effect, ...] = ()
+    fault_lines: tuple[int, ...] = ()
+    effect_lines: tuple[int, ...] = ()
+    """The line of each in its file; without a file, its number from 1 on."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -49,37 +52,52 @@ class Plan(BaseModel):
             content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise PlanError(f"{source}: not TOML: {error}") from error
-        header = re.compile(r"\s*\[\[\s*fault\s*\]\]")
-        lines = tuple(
-            number for number, line in enumerate(text.splitlines(), 1) if header.match(line)
-        )
-        return cls._validated(content, source, lines)
+        return cls._validated(content, source, _lines(text, "fault"), _lines(text, "effect"))
 
     @classmethod
-    def of(cls, *rules: dict[str, Any], seed: int = 0) -> Self:
-        """A plan of rules as a TOML file would have them. Raises `PlanError`."""
-        return cls._validated({"seed": seed, "fault": list(rules)}, "plan", ())
+    def of(
+        cls, *rules: dict[str, Any], effects: Sequence[dict[str, Any]] = (), seed: int = 0
+    ) -> Self:
+        """A plan of rules and effects as a TOML file would have them. Raises `PlanError`."""
+        content = {"seed": seed, "fault": list(rules), "effect": list(effects)}
+        return cls._validated(content, "plan", (), ())
 
     @classmethod
-    def _validated(cls, content: dict[str, Any], source: str, lines: tuple[int, ...]) -> Self:
+    def _validated(
+        cls,
+        content: dict[str, Any],
+        source: str,
+        fault_lines: tuple[int, ...],
+        effect_lines: tuple[int, ...],
+    ) -> Self:
+        known = {"fault": fault_lines, "effect": effect_lines}
         try:
-            plan = cls.model_validate({**content, "lines": ()})
+            plan = cls.model_validate(content)
         except ValidationError as error:
-            raise PlanError(_sentence(error, source, lines)) from error
-        count = len(plan.fault)
-        known = lines if len(lines) == count else tuple(range(1, count + 1))
-        return plan.model_copy(update={"lines": known})
+            raise PlanError(_sentence(error, source, known)) from error
+        numbers = {
+            "fault_lines": fault_lines or tuple(range(1, len(plan.fault) + 1)),
+            "effect_lines": effect_lines or tuple(range(1, len(plan.effect) + 1)),
+        }
+        return plan.model_copy(update=numbers)
 
 
-def _sentence(error: ValidationError, source: str, lines: tuple[int, ...]) -> str:
+def _lines(text: str, table: str) -> tuple[int, ...]:
+    """Where each `[[table]]` begins."""
+    header = re.compile(rf"\s*\[\[\s*{table}\s*\]\]")
+    return tuple(number for number, line in enumerate(text.splitlines(), 1) if header.match(line))
+
+
+def _sentence(error: ValidationError, source: str, lines: Mapping[str, tuple[int, ...]]) -> str:
     """The first finding: where, and what is allowed there."""
     details = error.errors(include_url=False)
     first = details[0]
     place = [part for part in first["loc"] if not str(part).startswith("function-")]
     where = source
-    if len(place) > 1 and place[0] == "fault" and isinstance(place[1], int):
-        number = place[1]
-        where += f", line {lines[number]}" if number < len(lines) else f", fault {number + 1}"
+    if len(place) > 1 and place[0] in lines and isinstance(place[1], int):
+        table, number = str(place[0]), place[1]
+        known = lines[table]
+        where += f", line {known[number]}" if number < len(known) else f", {table} {number + 1}"
         place = place[2:]
     key = ".".join(str(part) for part in place)
     message = first["msg"].removeprefix("Value error, ")
