@@ -4,47 +4,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.driver_rig import DATA, PAGE, STREAM, Rig
-from viommu.faults.injector import EffectCalled, FaultInjected, Injector
+from tests.driver_rig import PAGE, STREAM
+from tests.faults_rig import IOVA, Lab
+from viommu.faults.injector import EffectCalled, Injector
 from viommu.faults.plan import Plan
-from viommu.smmu import TransactionAborted
 from viommu.smmu.events import CommandConsumed
-from viommu.trace import Event
-
-IOVA = 0x10_0000
-
-
-class Lab:
-    """A rig with a stream that is attached to 16 pages, and a clock that stands still."""
-
-    def __init__(self, *rules: dict[str, object], seed: int = 0) -> None:
-        self.rig = Rig()
-        self.now = 0.0
-        driver = self.rig.driver
-        driver.reset()
-        self.domain = driver.create_domain()
-        self.domain.map(IOVA, DATA, 16 * PAGE)
-        driver.attach(STREAM, self.domain)
-        self.events: list[Event] = []
-        self.rig.smmu.tracer.subscribe(self.events.append)
-        self.injector = Injector(Plan.of(*rules, seed=seed), self.rig.smmu.tracer, lambda: self.now)
-        self.rig.while_polling = self.step
-
-    def step(self) -> None:
-        self.injector.turn()
-        self.rig.smmu.step()
-
-    def goes_through(self, page: int, *, write: bool = False) -> bool:
-        try:
-            self.rig.dma(IOVA + page * PAGE, write=write)
-        except TransactionAborted:
-            return False
-        return True
-
-    @property
-    def injected(self) -> list[int]:
-        return [event.count for event in self.events if isinstance(event, FaultInjected)]
-
 
 ABORT = {"action": "abort", "code": "F_TRANSLATION"}
 
