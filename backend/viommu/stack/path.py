@@ -16,6 +16,8 @@ from viommu.smmu import Access, Translation
 from viommu.stack.filters import Abort, FilterDevice, Outcome, Request
 from viommu.trace import Tracer
 
+_ADDRESSES = (1 << 64) - 1
+
 
 class FilteredPath:
     """What a port asks for its transactions while there are `devices` above it, the topmost first."""
@@ -58,6 +60,9 @@ class Passage:
                 self._passed.append(device)
                 device.filter.before_translation(request)
                 request.size = min(request.size, limit)
+                request.iova &= _ADDRESSES
+                if request.size <= 0:
+                    raise ValueError(f"{device.name} made a transaction of {request.size} bytes")
             transfer = port.issue(request.access, request.iova, request.size, request.attributes)
             try:
                 for device in self._devices:
