@@ -6,6 +6,7 @@ from one seed.
 """
 
 import logging
+import os
 import select
 import time
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ from viommu.trace import Event, Tracer
 _log = logging.getLogger(__name__)
 _INVALIDATION_TIMEOUT = 60.0
 # Seconds in which a function answers an ATS Invalidate Request (PCIe, 10.3.1: one minute).
+_ALERT = (
+    400e-6  # seconds after a request in which an idle loop looks for the next one before it sleeps
+)
 _IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
 
 
@@ -90,6 +94,9 @@ class Server:
         self._functions: list[Function] = []
         self._open = ExitStack()
         self._stopped = self._asked = False
+        # On one CPU it would only keep the guest from running.
+        self._alert = _ALERT if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._alert_until = 0.0
         self._patience = invalidation_timeout
         self._awaited: tuple[object | None, float] = None, 0.0
         self._smmu: Smmu | None = None
@@ -140,7 +147,7 @@ class Server:
         busy = [function for function in self._functions if function.busy]
         changed = False
         called = False
-        for descriptor, _ in self._poller.poll(0 if busy else patience):
+        for descriptor, _ in self._ready(0 if busy else patience):
             function = self._polled.get(descriptor)
             if function is None:
                 called = True
@@ -158,6 +165,17 @@ class Server:
         if self._smmu is not None and len(self._smmu.ats_port):
             self._await_function(self._smmu)
         return bool(busy)
+
+    def _ready(self, patience: int) -> list[tuple[int, int]]:
+        """The descriptors that can be read. A guest that was just served is often back before a sleeper would wake."""
+        ready = self._poller.poll(0)
+        if patience and not ready:
+            while not ready and time.monotonic() < self._alert_until:
+                ready = self._poller.poll(0)
+            ready = ready or self._poller.poll(patience)
+        if ready:
+            self._alert_until = time.monotonic() + self._alert
+        return ready
 
     def _await_function(self, smmu: Smmu) -> None:
         """The SMMU has no clock: tell it when a function took too long to answer."""
