@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from viommu.endpoints.ats import AtsRefused, AtsService
 from viommu.endpoints.base import ExtendedCapability
 from viommu.endpoints.pasid import PasidService
+from viommu.endpoints.points import BusMasterOff
 from viommu.memory import Buffer, BusError, GuestMemory
 from viommu.smmu import (
     Access,
@@ -25,7 +26,7 @@ from viommu.smmu import (
     Translation,
 )
 from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
-from viommu.trace import Event, Tracer
+from viommu.trace import Event, Skip, Tracer
 
 __all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "DmaStalled", "Transfer"]
 
@@ -134,6 +135,11 @@ class Transfer:
             raise ValueError("the transfer is done")
         return self._translation
 
+    @property
+    def waiting(self) -> bool:
+        """It has to wait, in flight, before its bytes move, or before it is done."""
+        return False
+
     def read_into(self, buffer: bytearray | memoryview) -> None:
         """Move the bytes from guest RAM to `buffer`, of at least `size` bytes. Raises `DmaFault`."""
         self._move(buffer, to_guest=False)
@@ -231,7 +237,7 @@ class DmaPort:
     def issue(self, access: Access, iova: int, size: int, attributes: DmaAttributes) -> Transfer:
         """`begin` below the filters."""
         write, substream_id = access.write, access.substream_id
-        if not self.bus_master:
+        if not self.bus_master and not self._goes_out(access, iova, size):
             raise self._refused(iova, write, self.closed or "Bus Master is off")
         if self.pasid is not None and substream_id is not None:
             refusal = self.pasid.refusal(substream_id)
@@ -256,6 +262,13 @@ class DmaPort:
             raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:
             raise self._refused(iova, write, str(aborted)) from None
+
+    def _goes_out(self, access: Access, iova: int, size: int) -> bool:
+        """Although Bus Master is off, because a meddler wants it."""
+        if self.closed or self._tracer.meddler is None:
+            return False
+        point = BusMasterOff(access.stream_id, access.substream_id, iova, size, access.write)
+        return isinstance(self._tracer.meddler(point), Skip)
 
     def _translated(
         self, smmu: Smmu, ats: AtsService, access: Access, iova: int, size: int

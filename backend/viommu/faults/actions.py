@@ -136,6 +136,17 @@ class ReplaceAction(_Action):
         return Replace(number.to_bytes(width // 8, "little") if as_bytes else number)
 
 
+class TruncateAction(_Action):
+    """Only the first `size` bytes of the data are left."""
+
+    action: Literal["truncate"] = "truncate"
+    size: Annotated[int, Field(ge=0)]
+    verdict = Replace
+
+    def decide(self, point: Point, memory: RuleMemory) -> Verdict:
+        return Replace(getattr(point, "value")[: self.size])  # noqa: B009
+
+
 class TearAction(_Action):
     """Of a structure read, the first `words` of 64 bits are as they are now, the others as they were when last read.
 
@@ -199,6 +210,7 @@ Action = Annotated[
     | AbortAction
     | ExternalAbortAction
     | ReplaceAction
+    | TruncateAction
     | TearAction
     | HoldAction
     | DeferAction,
@@ -211,6 +223,7 @@ ACTIONS: tuple[type[_Action], ...] = (
     AbortAction,
     ExternalAbortAction,
     ReplaceAction,
+    TruncateAction,
     TearAction,
     HoldAction,
     DeferAction,
@@ -224,7 +237,9 @@ def action_name(action: type[_Action]) -> str:
 
 def makes_sense(action: type[_Action], point: type[Point]) -> bool:
     """Whether the point understands what the action comes to."""
+    types = {field.name: field.type for field in fields(point)}
     if action is TearAction:
-        names = {field.name for field in fields(point)}
-        return Replace in point.verdicts and {"address", "size"} <= names
+        return Replace in point.verdicts and {"address", "size"} <= types.keys()
+    if action is TruncateAction:
+        return types.get("value") is bytes
     return action.verdict in point.verdicts

@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 
+from viommu.endpoints import points as endpoint_points
 from viommu.smmu import points as smmu_points
 from viommu.trace import Point
 
@@ -12,7 +13,9 @@ def point_name(point: type[Point]) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", point.__name__).lower()
 
 
-POINTS: dict[str, type[Point]] = {point_name(point): point for point in smmu_points.POINTS}
+POINTS: dict[str, type[Point]] = {
+    point_name(point): point for point in (*endpoint_points.POINTS, *smmu_points.POINTS)
+}
 
 
 def point_fields(point: type[Point]) -> tuple[str, ...]:
