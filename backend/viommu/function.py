@@ -278,8 +278,12 @@ class Function:
 
     def _revive(self) -> None:
         self._dead = False
-        self._model.reset()
+        self.reset_model()
         self._follow_bus_master()
+
+    def reset_model(self) -> None:
+        """All its work ends, its registers are as at power-on."""
+        self._model.reset()
 
     # What the model does
 

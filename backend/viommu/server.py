@@ -6,6 +6,7 @@ from one seed.
 """
 
 import logging
+import math
 import os
 import select
 import time
@@ -22,6 +23,8 @@ from viommu.endpoints.base import Endpoint
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
+from viommu.faults.calls import FunctionCalls, ServerCalls, SmmuCalls
+from viommu.faults.control import FaultControl
 from viommu.function import Function, SmmuFunction
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
@@ -90,6 +93,13 @@ class Server:
         self.io = IoManager(self.tracer)
         """The stacks: each endpoint is a device object of its model's driver."""
         StackCalls(self.io, self.methods)
+        ServerCalls(self.methods)
+        FunctionCalls(lambda: {each.name: each for each in self._functions}, self.methods)
+        self._ports: dict[str, DmaPort] = {}
+        self.faults = FaultControl(
+            self.io, self._ports, self.tracer, self.methods, self._since_guest
+        )
+        """What goes wrong on purpose."""
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
         self._open = ExitStack()
@@ -97,6 +107,7 @@ class Server:
         # On one CPU it would only keep the guest from running.
         self._alert = _ALERT if len(os.sched_getaffinity(0)) > 1 else 0.0
         self._alert_until = 0.0
+        self._guest: float | None = None
         self._patience = invalidation_timeout
         self._awaited: tuple[object | None, float] = None, 0.0
         self._smmu: Smmu | None = None
@@ -108,6 +119,7 @@ class Server:
                 model: Endpoint
                 if spec.model == "smmuv3":
                     self._smmu = Smmu(memory, features, self.tracer)
+                    SmmuCalls(self._smmu, self.methods)
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
@@ -121,7 +133,9 @@ class Server:
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
+                function.device.on_attach = self._guest_came
                 if port is not None:
+                    self._ports[spec.name] = port
                     self._make_device(spec, function, port)
             if control is not None:
                 self._control = ControlSocket(control, self.methods)
@@ -147,6 +161,8 @@ class Server:
         busy = [function for function in self._functions if function.busy]
         changed = False
         called = False
+        if (soon := self.faults.patience) is not None:
+            patience = min(patience, math.ceil(soon * 1000))
         for descriptor, _ in self._ready(0 if busy else patience):
             function = self._polled.get(descriptor)
             if function is None:
@@ -160,6 +176,7 @@ class Server:
             self._watch()
         if busy:
             self._order.choice(busy).step()
+        self.faults.turn()
         if self.io.pending:
             self.io.settle()
         if self._smmu is not None and len(self._smmu.ats_port):
@@ -185,6 +202,14 @@ class Server:
         elif now - self._awaited[1] > self._patience:
             self._awaited = None, 0.0
             _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
+
+    def _guest_came(self) -> None:
+        if sum(function.device.attached for function in self._functions) == 1:
+            self._guest = time.monotonic()
+
+    def _since_guest(self) -> float:
+        """Seconds since a QEMU came; 0 while there is none."""
+        return 0.0 if self._guest is None else time.monotonic() - self._guest
 
     def _make_device(self, spec: FunctionSpec, function: Function, port: DmaPort) -> None:
         def withdraw() -> None:

@@ -322,6 +322,11 @@ class PciDevice:
             self._config.pin.raise_()
         return self._context.trigger_interrupt(vector)
 
+    def hang_up(self) -> None:
+        """Close the connection to the client, as if this process had died. `run` finds out."""
+        self._alive()
+        self._context.hang_up()
+
     def close(self) -> None:
         """Disconnect the client, unmap all DMA regions and remove the socket. Idempotent."""
         context = self._context

@@ -208,7 +208,7 @@ class DmaPort:
         """The function's ATS, where the SMMU has it too."""
         self.pasid: PasidService | None = None
         """The function's PASID capability; without one every SubstreamID goes out."""
-        self._smmu = smmu
+        self.smmu = smmu
         self._tracer = tracer if tracer is not None else Tracer()
 
     def begin(
@@ -247,13 +247,13 @@ class DmaPort:
                 privileged=access.privileged and self.pasid.privileged,
                 instruction=access.instruction and self.pasid.execute,
             )
-        if self._smmu is None:
+        if self.smmu is None:
             size = min(size, PORT_CHUNK)
             return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
         try:
             if attributes.ats and self.ats is not None and self.ats.enabled:
-                return Transfer(self, self._translated(self._smmu, self.ats, access, iova, size))
-            return Transfer(self, self._smmu.translate(access, iova, size))
+                return Transfer(self, self._translated(self.smmu, self.ats, access, iova, size))
+            return Transfer(self, self.smmu.translate(access, iova, size))
         except AtsRefused as refused:
             if attributes.page_requests and refused.status is AtsStatus.SUCCESS:
                 self._ask_for_pages(access, iova, size)
@@ -312,8 +312,8 @@ class DmaPort:
 
     def end(self, translation: Translation) -> None:
         """The transaction is no longer in flight."""
-        if self._smmu is not None:
-            self._smmu.retire(translation)
+        if self.smmu is not None:
+            self.smmu.retire(translation)
         if self.ats is not None:
             self.ats.release(translation)
 
