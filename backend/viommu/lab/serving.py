@@ -30,8 +30,8 @@ class ServerFailed(LabError):
 class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
-    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens. `faults` is the
-    path of a plan.
+    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens. `faults` is
+    the path of a plan.
     """
 
     def __init__(
