@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -21,6 +22,7 @@ from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.function import Function, SmmuFunction
+from viommu.host import HostDomains
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
 from viommu.trace import Event, Tracer
@@ -75,6 +77,7 @@ class Server:
         self.sockets: dict[str, Path] = {}
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
+        self._ports: dict[str, DmaPort] = {}
         self._open = ExitStack()
         self._stopped = self._asked = False
         self._patience = invalidation_timeout
@@ -90,6 +93,7 @@ class Server:
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
+                    self._ports[spec.name] = port
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = SmmuTestEngine(
@@ -118,7 +122,7 @@ class Server:
 
         When none had work, wait up to `patience` milliseconds for a client.
         """
-        busy = [function for function in self._functions if function.busy]
+        busy = self._busy()
         changed = False
         for descriptor, _ in self._poller.poll(0 if busy else patience):
             function = self._polled[descriptor]
@@ -131,6 +135,20 @@ class Server:
         if self._smmu is not None and len(self._smmu.ats_port):
             self._await_function(self._smmu)
         return bool(busy)
+
+    def _busy(self) -> list[Function]:
+        return [function for function in self._functions if function.busy]
+
+    def _work(self) -> None:
+        """Let one model that has work do one step, and take nothing from a client."""
+        busy = self._busy()
+        if busy:
+            self._order.choice(busy).step()
+
+    @cached_property
+    def host(self) -> HostDomains:
+        """The host SMMU's domains for the endpoints. It comes into being when it is asked for."""
+        return HostDomains(self._ports, self._work, self.tracer)
 
     def _await_function(self, smmu: Smmu) -> None:
         """The SMMU has no clock: tell it when a function took too long to answer."""
