@@ -17,6 +17,7 @@ from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
+from viommu.control import ControlSocket, Methods
 from viommu.endpoints.base import Endpoint
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
@@ -71,10 +72,16 @@ class Server:
         msix: bool = False,
         seed: int = 0,
         invalidation_timeout: float = _INVALIDATION_TIMEOUT,
+        control: Path | None = None,
     ) -> None:
-        """`invalidation_timeout`, in seconds, is how long the SMMU waits for a function's translation cache."""
+        """`invalidation_timeout`, in seconds, is how long the SMMU waits for a function's translation cache.
+
+        With `control`, a control socket is served there.
+        """
         self.tracer = tracer if tracer is not None else Tracer()
         self.sockets: dict[str, Path] = {}
+        self.methods = Methods()
+        """What can be called on the control socket."""
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
         self._ports: dict[str, DmaPort] = {}
@@ -83,6 +90,7 @@ class Server:
         self._patience = invalidation_timeout
         self._awaited: tuple[object | None, float] = None, 0.0
         self._smmu: Smmu | None = None
+        self._control: ControlSocket | None = None
         try:
             for spec in sorted(functions, key=lambda spec: spec.model != "smmuv3"):
                 memory = GuestMemory()
@@ -104,6 +112,9 @@ class Server:
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
+            if control is not None:
+                self._control = ControlSocket(control, self.methods)
+                self._open.callback(self._control.close)
             self._watch()
         except BaseException:
             self._open.close()
@@ -124,10 +135,16 @@ class Server:
         """
         busy = self._busy()
         changed = False
+        called = False
         for descriptor, _ in self._poller.poll(0 if busy else patience):
-            function = self._polled[descriptor]
+            function = self._polled.get(descriptor)
+            if function is None:
+                called = True
+                continue
             function.serve(patient=not busy)
             changed |= function.device.fileno() != descriptor
+        if called and self._control is not None:
+            self._control.serve()
         if changed:
             self._watch()
         if busy:
@@ -164,6 +181,8 @@ class Server:
         self._polled = {function.device.fileno(): function for function in self._functions}
         for descriptor in self._polled:
             self._poller.register(descriptor, select.POLLIN)
+        if self._control is not None:
+            self._poller.register(self._control, select.POLLIN)
 
     def _report(self) -> None:
         if self.tracer:
