@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -24,6 +23,7 @@ from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.function import Function, SmmuFunction
 from viommu.host import HostDomains
+from viommu.host.methods import HostMethods
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
 from viommu.trace import Event, Tracer
@@ -85,6 +85,8 @@ class Server:
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
         self._ports: dict[str, DmaPort] = {}
+        self._host: HostDomains | None = None
+        HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
         self._stopped = self._asked = False
         self._patience = invalidation_timeout
@@ -149,6 +151,8 @@ class Server:
             self._watch()
         if busy:
             self._order.choice(busy).step()
+        if self._host is not None:
+            self._host.service()
         if self._smmu is not None and len(self._smmu.ats_port):
             self._await_function(self._smmu)
         return bool(busy)
@@ -162,10 +166,12 @@ class Server:
         if busy:
             self._order.choice(busy).step()
 
-    @cached_property
+    @property
     def host(self) -> HostDomains:
-        """The host SMMU's domains for the endpoints. It comes into being when it is asked for."""
-        return HostDomains(self._ports, self._work, self.tracer)
+        """The domains of the host SMMU, which comes into being when it is asked for."""
+        if self._host is None:
+            self._host = HostDomains(self._ports, self._work, self.tracer)
+        return self._host
 
     def _await_function(self, smmu: Smmu) -> None:
         """The SMMU has no clock: tell it when a function took too long to answer."""

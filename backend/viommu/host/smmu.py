@@ -99,12 +99,19 @@ class HostSmmu:
         view = memoryview(mmap.mmap(-1, _MEMORY))
         memory = GuestMemory()
         memory.add_region(_BASE, _MEMORY, view)
-        self.smmu = Smmu(memory, HOST_FEATURES, _HostTracer(tracer))
+        self.interrupted = False
+        """An event was recorded since somebody set this to False."""
+        self.smmu = Smmu(memory, HOST_FEATURES, _HostTracer(tracer), self._interrupt)
         self._work = work
+        self.memory = Arena([(_BASE, view)])
+        """Where the tables are; for those of an unmanaged domain too."""
         poll = Poll(timeout, self._relax)
-        self.driver = SmmuDriver(ModelRegisters(self.smmu), Arena([(_BASE, view)]), poll)
+        self.driver = SmmuDriver(ModelRegisters(self.smmu), self.memory, poll)
         streams = max((port.stream_id for port in ports.values()), default=0).bit_length()
-        self.driver.reset(self.driver.linear_table(streams, bypass_entry()))
+        self.driver.reset(self.driver.linear_table(streams, bypass_entry()), interrupts=True)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
 
     def _relax(self) -> None:
         self.smmu.step()
