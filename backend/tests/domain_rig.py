@@ -33,7 +33,10 @@ class DomainRig(Rig):
         self.driver.reset(self.driver.linear_table(8))
         self.ticks = 0
         self.seen: list[DomainEvent] = []
-        self.remapping = DmaRemapping(self.driver, observer=self.seen.append, clock=self._tick)
+        self.remapping = DmaRemapping(self.driver, observer=self._see, clock=self._tick)
+
+    def _see(self, event: DomainEvent) -> None:
+        self.seen.append(event)
 
     def _tick(self) -> float:
         self.ticks += 1
