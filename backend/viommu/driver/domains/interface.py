@@ -317,6 +317,11 @@ class DmaRemapping:
         status = self._attachments.judge_attach(domain, device, base, count)
         if not status.success:
             return status
+        features = self._driver.features
+        if domain.space is not None and (
+            device.ats > features.ats or device.stalls > features.stalls
+        ):
+            return NtStatus.NOT_SUPPORTED
         attachment = Attachment(domain, device, base, count)
         try:
             # Room for every STE, before any of them changes.

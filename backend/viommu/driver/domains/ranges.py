@@ -37,7 +37,8 @@ def map_range(
             space.map_pages(logical_address, physical, permissions)
     except DriverError as error:
         # There was no memory for a table: what has been mapped of it goes.
-        space.unmap(logical_address, size)
+        space.unmap(logical_address, size, invalidate=False)
+        space.flush()
         return status_of(error)
     return NtStatus.SUCCESS
 
