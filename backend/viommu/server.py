@@ -26,6 +26,9 @@ from viommu.host import HostDomains
 from viommu.host.methods import HostMethods
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
+from viommu.stack.calls import StackCalls
+from viommu.stack.endpoint import EndpointDevice, EndpointDriver
+from viommu.stack.manager import IoManager
 from viommu.trace import Event, Tracer
 
 _log = logging.getLogger(__name__)
@@ -82,6 +85,9 @@ class Server:
         self.sockets: dict[str, Path] = {}
         self.methods = Methods()
         """What can be called on the control socket."""
+        self.io = IoManager(self.tracer)
+        """The stacks: each endpoint is a device object of its model's driver."""
+        StackCalls(self.io, self.methods)
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
         self._ports: dict[str, DmaPort] = {}
@@ -114,6 +120,8 @@ class Server:
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
+                if port is not None:
+                    self._make_device(spec, function, port)
             if control is not None:
                 self._control = ControlSocket(control, self.methods)
                 self._open.callback(self._control.close)
@@ -153,6 +161,8 @@ class Server:
             self._order.choice(busy).step()
         if self._host is not None:
             self._host.service()
+        if self.io.pending:
+            self.io.settle()
         if self._smmu is not None and len(self._smmu.ats_port):
             self._await_function(self._smmu)
         return bool(busy)
@@ -181,6 +191,27 @@ class Server:
         elif now - self._awaited[1] > self._patience:
             self._awaited = None, 0.0
             _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
+
+    def _make_device(self, spec: FunctionSpec, function: Function, port: DmaPort) -> None:
+        def withdraw() -> None:
+            if function in self._functions:
+                function.device.close()
+                self._functions.remove(function)
+                del self.sockets[spec.name]
+                self._watch()
+
+        driver = self.io.drivers.get(spec.model) or EndpointDriver(spec.model)
+        self.io.load_driver(driver)
+        self.io.create_device(
+            driver,
+            EndpointDevice(
+                spec.name,
+                port,
+                self.tracer,
+                plugged=lambda: function.device.attached,
+                withdraw=withdraw,
+            ),
+        )
 
     def _watch(self) -> None:
         self._poller = select.poll()

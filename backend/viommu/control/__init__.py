@@ -3,12 +3,13 @@ serves it in the one event loop, `client` calls it. What a method does is define
 """
 
 from viommu.control.client import ControlClient
-from viommu.control.methods import Methods
+from viommu.control.methods import Checked, Methods
 from viommu.control.protocol import CallFailed, ControlError, ControlLost, ErrorCode, Refused
 from viommu.control.server import ControlSocket
 
 __all__ = [
     "CallFailed",
+    "Checked",
     "ControlClient",
     "ControlError",
     "ControlLost",

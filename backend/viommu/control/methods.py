@@ -3,9 +3,9 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, ValidationError, create_model
 from pydantic_core import to_jsonable_python
 
 from viommu.control.protocol import CallFailed, ErrorCode
@@ -13,9 +13,26 @@ from viommu.control.protocol import CallFailed, ErrorCode
 _log = logging.getLogger(__name__)
 
 
-class _Method(NamedTuple):
-    function: Callable[..., Any]
-    parameters: type[BaseModel]
+class Checked:
+    """A function or class that is called with plain values, checked by the annotations of its parameters."""
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self.name, self.function = name, function
+        fields: dict[str, Any] = {
+            parameter.name: (
+                parameter.annotation,
+                ... if parameter.default is parameter.empty else parameter.default,
+            )
+            for parameter in inspect.signature(function, eval_str=True).parameters.values()
+        }
+        self.parameters = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+
+    def arguments(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What to call it with. Raises `CallFailed` with the first thing that is wrong."""
+        try:
+            return dict(self.parameters.model_validate(dict(parameters)))
+        except ValidationError as error:
+            raise CallFailed(ErrorCode.INVALID_PARAMS, _sentence(self.name, error)) from None
 
 
 class Methods:
@@ -27,34 +44,23 @@ class Methods:
     """
 
     def __init__(self) -> None:
-        self._methods: dict[str, _Method] = {}
+        self._methods: dict[str, Checked] = {}
         self.add("methods", self.describe)
 
     def add(self, name: str, function: Callable[..., Any]) -> None:
         """Let `function` be called by `name`."""
         if name in self._methods:
             raise ValueError(f"there is a method {name!r} already")
-        fields: dict[str, Any] = {
-            parameter.name: (
-                parameter.annotation,
-                ... if parameter.default is parameter.empty else parameter.default,
-            )
-            for parameter in inspect.signature(function, eval_str=True).parameters.values()
-        }
-        model = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
-        self._methods[name] = _Method(function, model)
+        self._methods[name] = Checked(name, function)
 
     def call(self, name: str, parameters: Mapping[str, Any]) -> Any:
         """Call a method; returns its result as plain values. Raises `CallFailed`, and nothing else."""
         method = self._methods.get(name)
         if method is None:
             raise CallFailed(ErrorCode.METHOD_NOT_FOUND, f"there is no method {name!r}")
+        arguments = method.arguments(parameters)
         try:
-            checked = method.parameters.model_validate(dict(parameters))
-        except ValidationError as error:
-            raise CallFailed(ErrorCode.INVALID_PARAMS, _sentence(name, error)) from None
-        try:
-            return to_jsonable_python(method.function(**dict(checked)))
+            return to_jsonable_python(method.function(**arguments))
         except CallFailed:
             raise
         except Exception as error:

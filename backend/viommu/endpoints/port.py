@@ -118,19 +118,21 @@ class Transfer:
     def __init__(self, port: "DmaPort", translation: Translation) -> None:
         self._port = port
         self._translation: Translation | None = translation
+        port.in_flight += 1
 
     @property
     def size(self) -> int:
         """Bytes of this transaction: what was asked for, or less."""
-        return self._live.size
+        return self.translation.size
 
     @property
     def iova(self) -> int:
         """Where it starts."""
-        return self._live.iova
+        return self.translation.iova
 
     @property
-    def _live(self) -> Translation:
+    def translation(self) -> Translation:
+        """How it was translated."""
         if self._translation is None:
             raise ValueError("the transfer is done")
         return self._translation
@@ -144,7 +146,7 @@ class Transfer:
         self._move(buffer, to_guest=True)
 
     def _move(self, buffer: Buffer, *, to_guest: bool) -> None:
-        translation = self._live
+        translation = self.translation
         if to_guest != translation.access.write:
             raise ValueError("the transfer was begun in the other direction")
         self._port.move(translation, buffer)
@@ -154,6 +156,7 @@ class Transfer:
         if self._translation is not None:
             self._port.end(self._translation)
             self._translation = None
+            self._port.in_flight -= 1
 
     def __enter__(self) -> "Transfer":
         return self
@@ -165,6 +168,14 @@ class Transfer:
         traceback: TracebackType | None,
     ) -> None:
         self.done()
+
+
+class Path(Protocol):
+    """What leads transactions through the filters above a port; it calls `DmaPort.issue` for what reaches it."""
+
+    def begin(
+        self, access: Access, iova: int, size: int, attributes: DmaAttributes
+    ) -> Transfer: ...
 
 
 class DmaPort:
@@ -184,6 +195,12 @@ class DmaPort:
         self.memory = memory
         self.stream_id = stream_id
         self.bus_master = False
+        self.closed: str | None = None
+        """Why it takes no transactions any more."""
+        self.path: Path | None = None
+        """The filters of the function's stack, if it has any."""
+        self.in_flight = 0
+        """Transactions that have begun and not ended."""
         self.ats = None if smmu is None or not smmu.features.ats else AtsService(smmu, stream_id)
         """The function's ATS, where the SMMU has it too."""
         self.pasid: PasidService | None = None
@@ -213,8 +230,15 @@ class DmaPort:
         access = Access(
             self.stream_id, substream_id, write, attributes.privileged, attributes.instruction
         )
+        if self.path is not None:
+            return self.path.begin(access, iova, size, attributes)
+        return self.issue(access, iova, size, attributes)
+
+    def issue(self, access: Access, iova: int, size: int, attributes: DmaAttributes) -> Transfer:
+        """`begin` below the filters."""
+        write, substream_id = access.write, access.substream_id
         if not self.bus_master:
-            raise self._refused(iova, write, "Bus Master is off")
+            raise self._refused(iova, write, self.closed or "Bus Master is off")
         if self.pasid is not None and substream_id is not None:
             refusal = self.pasid.refusal(substream_id)
             if refusal is not None:
@@ -311,6 +335,10 @@ class DmaPort:
     def transactions(self) -> list[Translation]:
         """The port's transactions that are in flight."""
         return [each for each in self._in_flight if each.access.stream_id == self.stream_id]
+
+    def close(self, why: str) -> None:
+        """Take no more transactions, as if Bus Master was off for good. Those in flight end as ever."""
+        self.bus_master, self.closed = False, why
 
     def reset(self) -> None:
         """Function level reset, after the function's transfers have ended."""
