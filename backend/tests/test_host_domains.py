@@ -20,7 +20,6 @@ from tests.host_server_rig import (
     state,
 )
 from tests.server_rig import BASE, ERROR, HALTED, RAM, Function, Machine
-from viommu.control import CallFailed, Refused
 from viommu.driver.access import Poll
 from viommu.driver.arena import Arena
 from viommu.driver.domains import DomainConfiguration, DomainType, Fault, FaultType, NtStatus
@@ -434,38 +433,3 @@ def test_statuses(machine: Machine, host: HostDomains) -> None:
     assert host.detach("engine0", "d") is NtStatus.ALREADY_DISCONNECTED
     assert host.delete("d") is OK
     assert host.delete("d") is NtStatus.INVALID_HANDLE
-
-
-# The control socket's methods
-
-
-def test_the_same_by_methods(machine: Machine, engine: Function) -> None:
-    call = machine.server.methods.call
-    hole = BASE + PAGE
-    call("host.create", {"domain": "d"})
-    call("host.map_identity", {"domain": "d", "leave_out": [[hole, 2 * PAGE]]})
-    call("host.map", {"domain": "d", "iova": hole, "address": hole, "size": PAGE, "write": False})
-    call("host.attach", {"endpoint": "engine0", "domain": "d"})
-    assert call("host.endpoints", {})[0] == {
-        "endpoint": "engine0",
-        "stream_id": 0x10,
-        "state": "attached",
-        "domain": "d",
-    }
-    fill(engine)
-    machine.run()
-    (fault,) = call("host.faults", {})
-    assert (fault["endpoint"], fault["fault"], fault["address"]) == ("engine0", "PERMISSION", hole)
-    call("host.unmap", {"domain": "d", "iova": hole, "size": PAGE})
-    call("host.flush", {"domain": "d"})
-    call("host.detach", {"endpoint": "engine0", "domain": "d"})
-    call("host.unblock", {"endpoint": "engine0"})
-    call("host.create", {"domain": "open", "type": "pass-through"})
-    assert [each["type"] for each in call("host.domains", {})] == ["translate", "pass-through"]
-    call("host.block", {"endpoint": "engine0"})
-    with pytest.raises(Refused, match=r"INVALID_HANDLE \(0xc0000008\)") as refused:
-        call("host.attach", {"endpoint": "engine0", "domain": "x"})
-    assert refused.value.data == {"status": "INVALID_HANDLE"}
-    with pytest.raises(CallFailed, match=r"host.create: type: input should be"):
-        call("host.create", {"domain": "own", "type": "unmanaged"})
-    call("host.delete", {"domain": "d"})
