@@ -19,7 +19,7 @@ from viommu.trace import Event, Tracer
 _log = logging.getLogger(__name__)
 # Requests of one client in a row, and how often to look for the next one. While a model has work, a client that sends
 # without end must not keep it from its next step, and waiting for a client would.
-_PATIENT, _BRIEF = (64, 8), (16, 0)
+_PATIENT, _BRIEF = (64, 128), (16, 0)
 
 # PCI Express capability (PCI Express Base, 7.5.3).
 _CAPABILITIES, _EXPRESS, _DEVICE_CAPABILITIES_2, _END_END_PREFIX = 0x34, 0x10, 0x24, 1 << 21

@@ -44,6 +44,7 @@ from viommu.smmu.walk import Walker
 from viommu.trace import Tracer
 
 _WORD = 0xFFFF_FFFF
+_DOORBELL = int(Register.CMDQ_PROD)
 _ERRORS = int(GlobalError.CMDQ_ERR | GlobalError.EVENTQ_ABT_ERR)
 _ERRORS_MSI = int(
     GlobalError.MSI_CMDQ_ABT_ERR | GlobalError.MSI_EVENTQ_ABT_ERR | GlobalError.MSI_GERROR_ABT_ERR
@@ -219,6 +220,10 @@ class Smmu:
         """
         if self.tracer:
             self.tracer.emit(RegisterAccess(_register_name(offset), True, size, value))
+        if offset == _DOORBELL and size == 4:  # what drivers write most often ends here
+            self.commands.ring.prod = value & 0xF_FFFF
+            self.commands.step()
+            return
         if not self._reachable(offset, size):
             return
         if size == 8 and offset not in WIDE_REGISTERS:
@@ -444,7 +449,6 @@ class Smmu:
     def step(self) -> bool:
         """Consume some commands; True when more can be consumed."""
         self.commands.step()
-        self._settle_cr0()
         return self.commands.busy
 
     def translate(self, access: Access, iova: int, size: int) -> Translation:
