@@ -124,9 +124,7 @@ def _trace_file(tracer: Tracer, path: Path) -> TraceFile:
 def _show_sockets(machine: Machine, sockets: dict[str, Path], control: Path) -> None:
     table = Table("device", "model", "slot", "StreamID", title="Serving")
     for device in machine.devices:
-        table.add_row(
-            device.name, device.model, f"00:{device.slot:02x}.0", f"{device.stream_id:#x}"
-        )
+        table.add_row(device.name, device.model, device.address, f"{device.stream_id:#x}")
     _out.print(table)
     _out.print(
         f"To use them, add these arguments to qemu-system-{machine.arch} (10.1 or newer)\n"
@@ -135,7 +133,7 @@ def _show_sockets(machine: Machine, sockets: dict[str, Path], control: Path) -> 
         markup=False,
     )
     parts = [memory_arguments(machine.memory_mib)]
-    parts += [device_arguments(d.name, d.slot, sockets[d.name]) for d in machine.devices]
+    parts += [device_arguments(d, sockets[d.name]) for d in machine.devices]
     _out.print(
         " \\\n".join("  " + shlex.join(part) for part in parts),
         soft_wrap=True,
