@@ -29,7 +29,7 @@ class HostRig:
         self.guest.driver.reset()
         domain = self.guest.driver.create_domain()
         domain.map_pages(IOVA, self.pages)
-        self.guest.driver.attach(STREAM, domain)
+        self.guest.driver.attach(STREAM, domain, ats=True)
         smmu = self.guest.smmu if behind else None
         self.port = DmaPort(self.guest.memory, STREAM, smmu, tracer)
         self.port.bus_master = True
@@ -66,6 +66,5 @@ class HostRig:
         return len(self.guest.smmu.in_flight), len(self.host.smmu.in_flight)
 
     def of_host(self) -> list[str]:
-        """The kinds of the host SMMU's events but for accesses to registers."""
-        kinds = [each.event.kind for each in self.events if isinstance(each, HostSmmuEvent)]
-        return [kind for kind in kinds if kind != "RegisterAccess"]
+        """The kinds of the host SMMU's events."""
+        return [each.event.kind for each in self.events if isinstance(each, HostSmmuEvent)]

@@ -1,11 +1,14 @@
 """The way of a port's transactions through the guest's SMMU, then the host's, to guest RAM."""
 
+import struct
+
 import pytest
 
 from tests.driver_rig import DATA, PAGE, STREAM, fault
 from tests.host_rig import IOVA, HostRig
 from viommu.driver.errors import DriverTimeout
 from viommu.driver.page_tables import READ_ONLY
+from viommu.endpoints.ats import ATS_ENABLE
 from viommu.endpoints.port import DmaAttributes, DmaFault, DmaMoved, DmaRefused
 from viommu.host.smmu import HostSmmuEvent
 from viommu.layouts.records import EventType
@@ -99,6 +102,28 @@ def test_to_the_host_a_transaction_is_data_of_its_stream() -> None:
     attributes = DmaAttributes(privileged=True, instruction=True)
     rig.port.begin(DATA, 8, write=False, substream_id=5, attributes=attributes).done()
     assert rig.host.driver.events() == []
+
+
+def test_a_translated_transaction_passes_the_host_too(rig: HostRig) -> None:
+    assert rig.port.ats is not None
+    rig.port.ats.capability.written(struct.pack("<HH", 0, ATS_ENABLE))
+    translated = DmaAttributes(ats=True)
+    with rig.port.begin(IOVA, 4 * PAGE, write=True, attributes=translated) as transfer:
+        assert transfer.size == 4 * PAGE
+    rig.attach(rig.pages[1])
+    with rig.port.begin(IOVA, 4 * PAGE, write=True, attributes=translated) as transfer:
+        assert transfer.size == PAGE
+        transfer.write_from(pages(b"\5"))
+    assert rig.ram(rig.pages[0]) == pages(b"\5")
+    with pytest.raises(DmaFault, match=r"host SMMU, .* F_TRANSLATION"):
+        rig.port.begin(IOVA + PAGE, PAGE, write=True, attributes=translated)
+    assert rig.in_flight() == (0, 0)
+    # What the function remembers of the guest's SMMU is no way past the host's.
+    held = rig.port.begin(IOVA, PAGE, write=True, attributes=translated)
+    rig.work = held.done
+    rig.host.driver.detach(STREAM)
+    with pytest.raises(DmaFault, match="host SMMU"):
+        rig.port.begin(IOVA, PAGE, write=True, attributes=translated)
 
 
 @pytest.mark.parametrize("behind", [True, False])

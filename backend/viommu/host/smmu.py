@@ -13,6 +13,7 @@ from viommu.endpoints.host_path import HostPath
 from viommu.endpoints.port import DmaPort
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
+from viommu.smmu.events import RegisterAccess
 from viommu.trace import Event, Tracer
 
 HOST_FEATURES = Features(
@@ -47,7 +48,10 @@ class HostSmmuEvent(Event):
 
 
 class _HostTracer(Tracer):
-    """Hands on what the host SMMU emits to the readers of `tracer`."""
+    """Hands on what the host SMMU emits to the readers of `tracer`.
+
+    Not the accesses to its registers: they are calls in this process, of a driver that polls.
+    """
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -57,7 +61,8 @@ class _HostTracer(Tracer):
         return bool(self._tracer)
 
     def emit(self, event: Event) -> None:
-        self._tracer.emit(HostSmmuEvent(event))
+        if not isinstance(event, RegisterAccess):
+            self._tracer.emit(HostSmmuEvent(event))
 
 
 class ModelRegisters:
