@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
 from linux_rig import LinuxRig, Ran, Result
+from raw_rig import Case, RawCases
 
 from viommu.lab.assets import Assets
 from viommu.lab.config import Machine, load_machine, machine_directory
@@ -105,6 +106,17 @@ def rig(shared_rig: Shared[Rig], request: pytest.FixtureRequest) -> Rig:
     found = shared_rig.get()
     watch(request.node, found.guest)
     return found
+
+
+@pytest.fixture(scope="session")
+def raw_cases() -> RawCases:
+    return RawCases()
+
+
+@pytest.fixture
+def raw_case(rig: Rig, raw_cases: RawCases) -> Case:
+    """The result of `group/name` of `inside/raw.py`."""
+    return lambda name: raw_cases.get(rig, name)
 
 
 @pytest.fixture(scope="session")
