@@ -10,9 +10,9 @@ Result = dict[str, Any]
 Case = Callable[[str], Result]
 
 
-def results(rig: Rig, arguments: str) -> Iterator[Result]:
-    """The results of `raw.py arguments`, as they come."""
-    output = rig.guest.python(f"/viommu/inside/raw.py {arguments}", timeout=120)
+def results(rig: Rig, arguments: str, timeout: float = 120) -> Iterator[Result]:
+    """The results of `raw.py arguments`, which may take `timeout` seconds."""
+    output = rig.guest.python(f"/viommu/inside/raw.py {arguments}", timeout=timeout)
     return (json.loads(line) for line in output.splitlines() if line.startswith('{"case"'))
 
 

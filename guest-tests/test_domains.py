@@ -203,7 +203,7 @@ def test_two_hundred_detaches_race_dma(rig: Rig) -> None:
     """Zero bytes land after a detach is complete; the server's own account agrees."""
     with rig.serving.trace() as reader:
         reader.read()
-        runs = list(results(rig, "domains_race"))
+        runs = list(results(rig, "domains_race", timeout=240))
         trace = reader.read()
     assert [run.get("error") for run in runs] == [None] * len(runs)
     assert sum(run["detaches"] for run in runs) == 200

@@ -9,7 +9,8 @@ from remapping import Bench
 
 DATA_SIZE = HUGE
 PAGES = 32
-FRAMES = 4
+FRAMES = 2
+"""Of each engine."""
 SEEDS = 8
 DETACHES = 25
 """For each seed."""
