@@ -8,6 +8,7 @@ import pytest
 from tests.domain_rig import IOVA, DomainRig, acpi_device
 from tests.driver_rig import DATA, PAGE, record
 from viommu.driver.domains import (
+    AttachmentState,
     ContiguousRange,
     DmaDevice,
     DomainConfiguration,
@@ -290,7 +291,11 @@ def test_a_handler_that_fails_leaves_the_device_blocked() -> None:
     config = FaultConfiguration(fail)
     assert rig.remapping.set_device_fault_reporting(device, 0, True, config).success
     assert rig.reaches(STREAM) is None
+    nobodys = record(EventType.C_BAD_STREAMID, stream_id=0x50)
+    rig.smmu.events.record(nobodys)
     with pytest.raises(RuntimeError, match="a bug"):
         rig.remapping.detach_device(domain, device)
+    assert rig.remapping.state(device) is AttachmentState.BLOCKED
     assert rig.reaches(STREAM) is None
-    rig.detach(domain, device)  # its records are gone
+    rig.detach(domain, device)  # the record that it failed on is gone, the one behind it is not
+    assert rig.remapping.service_faults() == [nobodys]

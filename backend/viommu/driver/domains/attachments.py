@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from enum import Enum
+from weakref import WeakKeyDictionary
 
 from viommu.driver.domains.device import DmaDevice
 from viommu.driver.domains.domain import DmaDomain
@@ -41,8 +42,8 @@ class Attachments:
 
     def __init__(self) -> None:
         self._by_stream: dict[int, Attachment] = {}
-        # From which domain each base of a device was detached last.
-        self._left: dict[tuple[DmaDevice, int], DmaDomain] = {}
+        # From which domain each base of a device was detached last, as long as there is the device.
+        self._left: WeakKeyDictionary[DmaDevice, dict[int, DmaDomain]] = WeakKeyDictionary()
 
     def __iter__(self) -> Iterator[Attachment]:
         """Each once, in the order in which they were attached."""
@@ -60,7 +61,7 @@ class Attachments:
     def detach(self, attachment: Attachment) -> None:
         """`attachment` has ended."""
         self.remove(attachment)
-        self._left[attachment.device, attachment.base] = attachment.domain
+        self._left.setdefault(attachment.device, {})[attachment.base] = attachment.domain
 
     def of_stream(self, stream_id: int) -> Attachment | None:
         """Where a stream is attached."""
@@ -107,7 +108,7 @@ class Attachments:
             if attachment.domain is not domain:
                 return NtStatus.INVALID_PARAMETER_MIX
             return _judge_base(attachment, input_id)
-        if self._left.get((device, input_id)) is domain:
+        if self._left.get(device, {}).get(input_id) is domain:
             return NtStatus.ALREADY_DISCONNECTED
         own = any(each.device is device and each.domain is domain for each in self)
         return NtStatus.INVALID_PARAMETER_3 if own else NtStatus.INVALID_PARAMETER_2

@@ -1,5 +1,6 @@
 """DMA remapping as drivers see it: the calls of DMA_IOMMU_INTERFACE, on one SMMU."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from threading import RLock
 from time import monotonic
@@ -79,6 +80,8 @@ class DmaRemapping:
         self._driver, self._observe, self._clock = driver, observer, clock
         self._verifier = Verifier(self._report_concurrent_calls)
         self._attachments = Attachments()
+        # Read and not yet delivered: a handler that raises must not lose those behind its own.
+        self._records: deque[EventRecord] = deque()
         self._unclaimed: list[EventRecord] = []
         self._domains = 0
         # The command queue is one for all. A call that comes from within another, by a handler, passes.
@@ -395,7 +398,9 @@ class DmaRemapping:
         return NtStatus.SUCCESS
 
     def _deliver(self) -> None:
-        for record in self._driver.events():
+        self._records += self._driver.events()
+        while self._records:
+            record = self._records.popleft()
             attachment = self._attachments.of_stream(record.stream_id)
             if attachment is None:
                 self._unclaimed.append(record)

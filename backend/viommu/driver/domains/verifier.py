@@ -41,7 +41,7 @@ class Verifier:
 def _caller(call: str) -> Caller:
     """The nearest frame outside this package."""
     frame = sys._getframe(2)
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(_PACKAGE):
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
         frame = frame.f_back
     code = frame.f_code
     place = f"{code.co_filename}:{frame.f_lineno} ({code.co_name})"
