@@ -15,7 +15,7 @@ from pool import HUGE, PAGE, Scattered
 
 from viommu.layouts.test_engine import EngineCommand
 
-UNIT, SEED = 64, 9
+RATE, SEED = 2, 9
 ALL_ONES = 0xFFFF_FFFF
 
 
@@ -30,7 +30,7 @@ def main(address: str, transactions: int) -> None:
     domain.map_pages(DESTINATION, destination.frames)
     board.destination.fill(0)
     frame = engine.frame()
-    frame.start(RAND48, DESTINATION, transactions * UNIT, seed=SEED, rate=1)
+    frame.start(RAND48, DESTINATION, transactions * RATE * 64, seed=SEED, rate=RATE)
     print("started", flush=True)
     deadline = monotonic() + 60
     while frame.running and frame.returned != ALL_ONES and monotonic() < deadline:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from viommu.control import ControlClient
@@ -57,7 +57,7 @@ def _value(text: str) -> Any:
 
 def _shown(result: Any) -> RenderableType:
     if isinstance(result, list) and result and all(isinstance(row, dict) for row in result):
-        table = Table(*map(str, result[0]))
+        table = Table(*(Column(str(key), overflow="fold") for key in result[0]))
         for row in result:
             table.add_row(*(Text(_cell(row.get(key))) for key in result[0]))
         return table
@@ -71,7 +71,9 @@ def _shown(result: Any) -> RenderableType:
 
 def _cell(value: Any) -> str:
     match value:
-        case None:
+        case None | "":
+            return "—"
+        case list() | dict() if not value:
             return "—"
         case list():
             return ", ".join(map(_cell, value))

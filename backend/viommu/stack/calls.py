@@ -119,7 +119,7 @@ def _row(device: DeviceObject) -> dict[str, Any]:
         "driver": device.driver.name,
         "attached_to": device.attached_to.name if device.attached_to else None,
         "stack_size": device.stack_size,
-        "alignment_requirement": device.alignment_requirement,
+        "alignment": device.alignment_requirement,
         "references": dict(+device.references),
         "transactions": device.transactions,
         "state": _state(device),
