@@ -26,6 +26,8 @@ from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.faults.calls import FunctionCalls, ServerCalls, SmmuCalls
 from viommu.faults.control import FaultControl
 from viommu.function import Function, SmmuFunction
+from viommu.host import HostDomains
+from viommu.host.methods import HostMethods
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
 from viommu.stack.calls import StackCalls
@@ -102,6 +104,8 @@ class Server:
         """What goes wrong on purpose."""
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
+        self._host: HostDomains | None = None
+        HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
         self._stopped = self._asked = False
         # On one CPU it would only keep the guest from running.
@@ -123,6 +127,7 @@ class Server:
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
+                    self._ports[spec.name] = port
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = SmmuTestEngine(
@@ -135,7 +140,6 @@ class Server:
                 self.sockets[spec.name] = path
                 function.device.on_attach = self._guest_came
                 if port is not None:
-                    self._ports[spec.name] = port
                     self._make_device(spec, function, port)
             if control is not None:
                 self._control = ControlSocket(control, self.methods)
@@ -158,7 +162,7 @@ class Server:
 
         When none had work, wait up to `patience` milliseconds for a client.
         """
-        busy = [function for function in self._functions if function.busy]
+        busy = self._busy()
         changed = False
         called = False
         if (soon := self.faults.patience) is not None:
@@ -177,6 +181,8 @@ class Server:
         if busy:
             self._order.choice(busy).step()
         self.faults.turn()
+        if self._host is not None:
+            self._host.service()
         if self.io.pending:
             self.io.settle()
         if self._smmu is not None and len(self._smmu.ats_port):
@@ -193,6 +199,22 @@ class Server:
         if ready:
             self._alert_until = time.monotonic() + self._alert
         return ready
+
+    def _busy(self) -> list[Function]:
+        return [function for function in self._functions if function.busy]
+
+    def _work(self) -> None:
+        """Let one model that has work do one step, and take nothing from a client."""
+        busy = self._busy()
+        if busy:
+            self._order.choice(busy).step()
+
+    @property
+    def host(self) -> HostDomains:
+        """The domains of the host SMMU, which comes into being when it is asked for."""
+        if self._host is None:
+            self._host = HostDomains(self._ports, self._work, self.tracer)
+        return self._host
 
     def _await_function(self, smmu: Smmu) -> None:
         """The SMMU has no clock: tell it when a function took too long to answer."""

@@ -5,6 +5,7 @@
     transfer.done()                                   # no longer in flight
 
 What an endpoint holds between two of its steps is truly in flight: a CMD_SYNC after an invalidation waits for it.
+While a host domain concerns the stream, what the guest's SMMU made of a transaction passes the host SMMU too.
 """
 
 from array import array
@@ -14,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from viommu.endpoints.ats import AtsRefused, AtsService
 from viommu.endpoints.base import ExtendedCapability
+from viommu.endpoints.host_path import HostPath
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.points import BusMasterOff
 from viommu.memory import Buffer, BusError, GuestMemory
@@ -25,6 +27,7 @@ from viommu.smmu import (
     TransactionStalled,
     Translation,
 )
+from viommu.smmu.barrier import InFlight
 from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
 from viommu.trace import Event, Skip, Tracer
 
@@ -208,7 +211,10 @@ class DmaPort:
         """The function's ATS, where the SMMU has it too."""
         self.pasid: PasidService | None = None
         """The function's PASID capability; without one every SubstreamID goes out."""
+        self.host: HostPath | None = None
+        """The way through the host SMMU, while a host domain concerns the stream."""
         self.smmu = smmu
+        self._in_flight = InFlight() if smmu is None else smmu.in_flight
         self._tracer = tracer if tracer is not None else Tracer()
 
     def begin(
@@ -247,13 +253,13 @@ class DmaPort:
                 privileged=access.privileged and self.pasid.privileged,
                 instruction=access.instruction and self.pasid.execute,
             )
-        if self.smmu is None:
-            size = min(size, PORT_CHUNK)
-            return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
         try:
-            if attributes.ats and self.ats is not None and self.ats.enabled:
-                return Transfer(self, self._translated(self.smmu, self.ats, access, iova, size))
-            return Transfer(self, self.smmu.translate(access, iova, size))
+            if self.smmu is None:
+                translation = self._untranslated(access, iova, size)
+            elif attributes.ats and self.ats is not None and self.ats.enabled:
+                translation = self._translated(self.smmu, self.ats, access, iova, size)
+            else:
+                translation = self.smmu.translate(access, iova, size)
         except AtsRefused as refused:
             if attributes.page_requests and refused.status is AtsStatus.SUCCESS:
                 self._ask_for_pages(access, iova, size)
@@ -262,6 +268,26 @@ class DmaPort:
             raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:
             raise self._refused(iova, write, str(aborted)) from None
+        if self.host is not None:
+            self._enter(self.host, translation)
+        return Transfer(self, translation)
+
+    def _untranslated(self, access: Access, iova: int, size: int) -> Translation:
+        """A transaction that no SMMU of the guest stands before."""
+        size = min(size, PORT_CHUNK)
+        translation = Translation(access, iova, array("Q", (iova, size)), size)
+        self._in_flight.add(translation)
+        return translation
+
+    def _enter(self, host: HostPath, translation: Translation) -> None:
+        """Raises `DmaFault` when the host SMMU lets nothing of it pass."""
+        try:
+            host.enter(translation)
+        except TransactionAborted as aborted:
+            self.end(translation)
+            raise self._refused(
+                translation.iova, translation.access.write, f"host SMMU, {aborted}"
+            ) from None
 
     def _goes_out(self, access: Access, iova: int, size: int) -> bool:
         """Although Bus Master is off, because a meddler wants it."""
@@ -312,10 +338,16 @@ class DmaPort:
 
     def end(self, translation: Translation) -> None:
         """The transaction is no longer in flight."""
-        if self.smmu is not None:
-            self.smmu.retire(translation)
+        self._in_flight.retire(translation)
         if self.ats is not None:
             self.ats.release(translation)
+        if self.host is not None:
+            self.host.leave(translation)
+
+    @property
+    def transactions(self) -> list[Translation]:
+        """The port's transactions that are in flight."""
+        return [each for each in self._in_flight if each.access.stream_id == self.stream_id]
 
     def close(self, why: str) -> None:
         """Take no more transactions, as if Bus Master was off for good. Those in flight end as ever."""

@@ -66,10 +66,6 @@ _GBPA_PERMISSIONS = Gbpa(privcfg=3, instcfg=3).value
 _GBPA_RESET = Gbpa(shcfg=1).value
 
 
-def _field_mask(layout: type[Layout]) -> int:
-    return sum(field.mask << field.low for field in layout.fields.values())
-
-
 class Smmu:
     """One SMMUv3 over one guest's memory.
 
@@ -318,7 +314,7 @@ class Smmu:
             case Register.STRTAB_BASE if not cr0:
                 self.configuration.base = StrtabBase(value & self._stored(StrtabBase))
             case Register.STRTAB_BASE_CFG if not cr0:
-                self.configuration.base_cfg = StrtabBaseCfg(value & _field_mask(StrtabBaseCfg))
+                self.configuration.base_cfg = StrtabBaseCfg(value & StrtabBaseCfg.mask())
             case Register.CMDQ_BASE if not self.commands.active:
                 self.commands.ring.base = QueueBase(value & self._stored(QueueBase))
             case Register.CMDQ_PROD:
@@ -351,7 +347,7 @@ class Smmu:
     def _stored(self, layout: type[Layout]) -> int:
         """The writable bits of a 64-bit register: of an address, none above the OAS (3.4.3)."""
         above = (1 << 52) - (1 << self.features.output_address_bits)
-        return _field_mask(layout) & ~above
+        return layout.mask() & ~above
 
     def _requested(self, mask: int) -> int:
         """Bits of CR0 or of its acknowledgement: either one guards a register."""
@@ -469,6 +465,10 @@ class Smmu:
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """See `Transactions.translate`."""
         return self.transactions.translate(access, iova, size)
+
+    def translate_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """See `Transactions.translate_ranges`."""
+        return self.transactions.translate_ranges(access, ranges)
 
     def connect(self, stream_id: int, function: AtsFunction) -> None:
         """`function` has an address translation cache, and is `stream_id`."""
