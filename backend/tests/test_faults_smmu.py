@@ -300,7 +300,7 @@ def test_a_sync_with_two_messages() -> None:
 
 @shows("sync-completing", "replace")
 def test_a_sync_with_a_wrong_message() -> None:
-    lab = Lab(rule("sync-completing", {"action": "replace", "toggle": 1}))
+    lab = Lab(rule("sync-completing", {"action": "replace", "value": 0}))
     with pytest.raises(DriverTimeout):
         lab.domain.flush()
 
