@@ -6,6 +6,7 @@ Event types are frozen dataclasses defined next to what emits them. With no read
         tracer.emit(CommandConsumed(...))
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,10 +27,14 @@ class Event:
 
 
 class Tracer:
-    """Hands each event to every reader, in the order in which they subscribed."""
+    """Hands each event to every reader, in the order in which they subscribed.
+
+    A reader may emit: what it says comes after what it was called with, for every reader.
+    """
 
     def __init__(self) -> None:
         self._readers: list[Callable[[Event], None]] = []
+        self._pending: deque[Event] = deque()
 
     def subscribe(self, reader: Callable[[Event], None]) -> Callable[[], None]:
         """Call `reader` with every event from now on. Returns the function that ends it."""
@@ -41,5 +46,14 @@ class Tracer:
 
     def emit(self, event: Event) -> None:
         """Hand `event` to the readers."""
-        for reader in tuple(self._readers):
-            reader(event)
+        pending = self._pending
+        pending.append(event)
+        if len(pending) > 1:
+            return  # by a reader: the call that it is in comes to it
+        try:
+            while pending:
+                for reader in tuple(self._readers):
+                    reader(pending[0])
+                pending.popleft()
+        finally:
+            pending.clear()

@@ -26,6 +26,7 @@ from viommu.lab.qemu import device_arguments, memory_arguments
 from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
 from viommu.lab.serving import ServerFailed, Serving
+from viommu.ledger import Ledger, Witness
 from viommu.server import Server
 from viommu.trace import Tracer
 from viommu.trace_file import TraceFile
@@ -64,6 +65,9 @@ def serve(
     trace: Annotated[
         Path | None, typer.Option(help="Write every event to this file, a JSON object a line.")
     ] = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Watch every detach, and give a verdict at the end.")
+    ] = False,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -87,6 +91,13 @@ def serve(
         )
         if trace is not None:  # not before the sockets are ours: it may be the file of who has them
             stack.enter_context(_trace_file(tracer, trace))
+        if ledger:
+            if server.smmu is None:
+                raise LabError(f"there is no SMMU in {machine}: nothing for the ledger to watch")
+            account = Ledger()
+            account.follow(tracer)
+            stack.callback(lambda: account.verdict().print(_out))
+            stack.callback(Witness(server.smmu).close)  # before the verdict
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(signal.SIGUSR1, lambda *_: server.report())
@@ -130,6 +141,31 @@ def _show_sockets(machine: Machine, sockets: dict[str, Path]) -> None:
         markup=False,
     )
     _out.print("\nCtrl-C ends it.")
+
+
+@app.command(short_help="Say whether the detaches of a trace were complete.")
+def ledger(
+    trace: Annotated[Path, typer.Argument(help="What `viommu serve --ledger --trace` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say of every stream in TRACE whether it was detached as it must be.
+
+    The exit code is 1 if a rule was violated.
+    """
+    with explained(_err):
+        try:
+            verdict = Ledger.of_file(trace).verdict()
+        except ValueError as error:
+            raise LabError(str(error)) from error
+        if not verdict.witnessed:
+            raise LabError(
+                f"{trace} was written without `viommu serve --ledger`: it tells nothing of memory"
+            )
+        if as_json:
+            typer.echo(json.dumps(verdict.as_dict()))
+        else:
+            verdict.print(_out)
+        raise typer.Exit(1 if verdict.violations else 0)
 
 
 @app.command(short_help="Serve them, boot a guest and give you its console.")

@@ -26,6 +26,7 @@ class Rig:
         *,
         assets: Assets | None = None,
         trace: bool = False,
+        ledger: bool = False,
         seed: int = 0,
         linux_driver: bool = False,
         **guest: Any,
@@ -36,7 +37,9 @@ class Rig:
         assets = assets or Assets.load()
         self._open = ExitStack()
         try:
-            self.serving = self._open.enter_context(Serving(machine, trace=trace, seed=seed))
+            self.serving = self._open.enter_context(
+                Serving(machine, trace=trace, ledger=ledger, seed=seed)
+            )
             if linux_driver:
                 self.smmu = LinuxSmmu.of(self.machine, assets.qemu_for(self.machine.arch))
                 tree = self.serving.directory / "machine.dtb"

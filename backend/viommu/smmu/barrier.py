@@ -5,7 +5,8 @@ every transaction that may have used old state is done: a CMD_SYNC after an inva
 SMMUEN (6.3.9.6), an update of GBPA (6.3.14).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 
@@ -13,11 +14,25 @@ class InFlight:
     """The set of transactions in flight, with waiters for those that were in it at some moment."""
 
     def __init__(self) -> None:
+        self._numbers = count(1)
         self._transactions: dict[int, Any] = {}
         self._waiters: list[tuple[set[int], Callable[[], None]]] = []
 
     def __len__(self) -> int:
         return len(self._transactions)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The transactions, oldest first."""
+        return iter(self._transactions.values())
+
+    @property
+    def newest(self) -> Any:
+        """The transaction that was translated last, of those in flight."""
+        return next(reversed(self._transactions.values()))
+
+    def next_number(self) -> int:
+        """A number by which a transaction is known in the trace."""
+        return next(self._numbers)
 
     def add(self, transaction: object) -> None:
         """`transaction` has been translated."""

@@ -102,6 +102,25 @@ class Tlb:
             for space in self._spaces.values()
         )
 
+    # What it holds, for who looks on
+
+    def tags(self) -> list[Tag]:
+        """What there are entries of."""
+        return list(self._spaces)
+
+    def entries(self, tag: Tag) -> Iterator[tuple[int, Entry]]:
+        """The entries of `tag`, each with the address that it maps, of which there are bits 55:0."""
+        space = self._spaces.get(tag)
+        if space is None:
+            return
+        for (shift, place), row in space.rows.items():
+            start = place << (2 * shift - 3)
+            for index, slot in enumerate(row):
+                if slot:
+                    yield start + (index << shift), Entry(shift, slot)
+        for (shift, place), slot in space.blocks.items():
+            yield place << shift, Entry(shift, slot)
+
     # Look-up and insertion
 
     def row(self, tag: Tag, address: int) -> "tuple[int, array[int]] | None":

@@ -52,6 +52,7 @@ class Transactions:
             raise TransactionAborted(access, iova, fault.record) from None
         self._in_flight.add(translation)
         if self._tracer:
+            translation.number = self._in_flight.next_number()
             self._tracer.emit(
                 Translated(
                     access.stream_id,
@@ -61,6 +62,7 @@ class Transactions:
                     access.write,
                     len(translation.runs) // 2,
                     translation.runs[0],
+                    translation.number,
                 )
             )
         return translation

@@ -1,0 +1,402 @@
+"""What guest memory says now, and what the SMMU still holds of what it said before.
+
+An inspection walks the same tables by the same code as the SMMU does, with caches of its own that it empties before
+each look. It neither changes the SMMU's caches nor guest memory, and it records no event.
+"""
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from viommu.layouts.tables import ContextDescriptor, Eats, SteConfig, StreamTableEntry
+from viommu.memory import BusError, GuestMemory
+from viommu.smmu.configuration import NO_STAGE_1, Configuration
+from viommu.smmu.context import (
+    StreamContext,
+    decode_stage_2,
+    translates_stage_1,
+    translates_stage_2,
+)
+from viommu.smmu.faults import Access, Fault
+from viommu.smmu.model import Smmu
+from viommu.smmu.tlb import (
+    CLEAN,
+    FLAGS,
+    OUTPUT,
+    PRIV_EXECUTE,
+    PRIV_READ,
+    PRIV_WRITE,
+    USER_EXECUTE,
+    USER_READ,
+    USER_WRITE,
+    Entry,
+    Tag,
+    Tlb,
+)
+from viommu.smmu.translation import Translator
+from viommu.smmu.walk import Walker
+
+Runs = array  # of type code "Q": address, length, address, length, …
+
+_USER = USER_READ | USER_WRITE | USER_EXECUTE
+_READ, _WRITE = PRIV_READ | USER_READ, PRIV_WRITE | USER_WRITE
+_SIGN = 0xFF << 56
+_BELOW_48 = (1 << 48) - 1
+
+
+class Loaded(NamedTuple):
+    """What was read at a physical address: 8 bytes of a descriptor, or a whole structure."""
+
+    address: int
+    content: int | bytes
+
+
+class _Onlooker(GuestMemory):
+    """Guest memory of which every load is on record, and to which nothing is stored."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        super().__init__()
+        self._memory = memory
+        self.loads: list[Loaded] = []
+
+    def view(self, address: int, size: int) -> memoryview:
+        return self._memory.view(address, size)
+
+    def read(self, address: int, size: int) -> bytes:
+        content = self._memory.read(address, size)
+        self.loads.append(Loaded(address, content))
+        return content
+
+    def load_u64(self, address: int) -> int:
+        content = self._memory.load_u64(address)
+        self.loads.append(Loaded(address, content))
+        return content
+
+    def compare_exchange_u64(self, address: int, expected: int, value: int) -> bool:  # noqa: ARG002
+        return True  # the walk goes on as if it had updated the descriptor
+
+    def still_says(self, loads: list[Loaded]) -> bool:
+        """Whether memory has not changed since."""
+        memory = self._memory
+        try:
+            return all(
+                memory.load_u64(address) == content
+                if isinstance(content, int)
+                else memory.read(address, len(content)) == content
+                for address, content in loads
+            )
+        except BusError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    """What memory says governs a stream, or one substream of it.
+
+    `fault` is the event that a transaction would meet, `abort` when it would meet none; else `context` is what
+    translates, and None is bypass. Structures that were not reached are None.
+    """
+
+    ste_address: int | None
+    ste: StreamTableEntry | None
+    cd_address: int | None
+    cd: ContextDescriptor | None
+    fault: str | None
+    context: StreamContext | None
+
+    @property
+    def state(self) -> str:
+        """`translate`, `bypass`, `abort`, or the name of an event."""
+        return self.fault or ("bypass" if self.context is None else "translate")
+
+
+class Walk(NamedTuple):
+    """A walk: the descriptors on the way, and the entry that it ends in or the fault that it meets."""
+
+    descriptors: list[Loaded]
+    entry: Entry | None
+    fault: str | None
+
+
+class StaleTranslation(NamedTuple):
+    """A TLB entry that allows more than memory does. `now` is what memory has there: a fault, or an address."""
+
+    tag: Tag
+    iova: int
+    entry: Entry
+    now: str | int
+
+
+class StaleStructure(NamedTuple):
+    """A cached STE or CD that says something else than memory."""
+
+    structure: str
+    stream_id: int
+    substream_id: int | None
+
+
+class Inspection:
+    """Looks at the tables of `smmu`, and at its caches."""
+
+    def __init__(self, smmu: Smmu) -> None:
+        self._smmu = smmu
+        # Neighbours are looked at together, whatever the SMMU itself does.
+        self._features = features = replace(smmu.features, caching="hostile")
+        self._memory = memory = _Onlooker(smmu.memory)
+        self._tlb = Tlb()
+        walker = Walker(
+            memory,
+            self._tlb,
+            wide=features.output_address_bits == 52,
+            execute_never_2=features.stage_2_execute,
+        )
+        self._configuration = Configuration(memory, replace(features, caching="normal"), walker)
+        self._translator = Translator(memory, self._configuration, self._tlb, walker, features)
+        self._views: dict[tuple[int, int | None], tuple[object, list[Loaded], StreamView]] = {}
+
+    # Memory
+
+    def stream(self, stream_id: int, substream_id: int | None = None) -> StreamView:
+        """What memory says of a stream. The same object as before while it says the same."""
+        real = self._smmu.configuration
+        registers = real.base.value, real.base_cfg.value, real.e2h
+        key = stream_id, substream_id
+        known = self._views.get(key)
+        if known is not None and known[0] == registers and self._memory.still_says(known[1]):
+            return known[2]
+        loads: list[Loaded] = []
+        self._memory.loads = loads
+        view = self._look(Access(stream_id, substream_id))
+        self._views[key] = registers, loads, view
+        return view
+
+    def _look(self, access: Access) -> StreamView:
+        shadow, real = self._configuration, self._smmu.configuration
+        shadow.invalidate_all()
+        self._tlb.invalidate_all()
+        shadow.base, shadow.base_cfg, shadow.e2h = real.base, real.base_cfg, real.e2h
+        found: dict[str, tuple[int, object]] = {}
+        shadow.fetched = lambda name, _, address, content: found.update({name: (address, content)})
+        fault, context = None, None
+        try:
+            _, context = shadow.lookup(access, 0)
+        except Fault as met:
+            fault = _name(met)
+        ste_address, ste = found.get("STE", (None, None))
+        cd_address, cd = found.get("CD", (None, None))
+        assert ste is None or isinstance(ste, StreamTableEntry)
+        assert cd is None or isinstance(cd, ContextDescriptor)
+        return StreamView(ste_address, ste, cd_address, cd, fault, context)
+
+    def translate(
+        self, view: StreamView, access: Access, iova: int, size: int
+    ) -> "tuple[Runs[int], str | None]":
+        """Where memory lets an access of a stream go now, and the fault that ends it before `size` bytes."""
+        runs: array[int] = array("Q")
+        if view.fault is not None:
+            return runs, view.fault
+        assert view.ste is not None
+        self._tlb.invalidate_all()
+        self._memory.loads = []
+        access = self._configuration.overridden(view.ste, access)
+        done = 0
+        try:
+            while done < size:
+                part = (
+                    self._translator.bypass(access, iova + done, size - done)
+                    if view.context is None
+                    else self._translator.through(view.context, access, iova + done, size - done)
+                )
+                runs.extend(part.runs)
+                done += part.size
+        except Fault as fault:
+            return runs, _name(fault)
+        return runs, None
+
+    def walk(self, access: Access, iova: int) -> Walk:
+        """The walk of one address, from the first table of its domain."""
+        view = self.stream(access.stream_id, access.substream_id)
+        if view.fault is not None or view.context is None:
+            return Walk([], None, view.fault)
+        assert view.ste is not None
+        self._tlb.invalidate_all()
+        self._memory.loads = []
+        access = self._configuration.overridden(view.ste, access)
+        entry, fault = None, None
+        try:
+            entry = self._translator.page(view.context, access, iova)
+        except Fault as met:
+            fault = _name(met)
+        return Walk(self._memory.loads, entry, fault)
+
+    # Caches
+
+    def stale_structures(self) -> Iterator[StaleStructure]:
+        """The cached STEs and CDs that differ from memory in what they mean."""
+        cached = self._smmu.configuration
+        for stream_id in list(cached.cached_stes):
+            if self.stale_structure(stream_id, NO_STAGE_1) is not None:
+                yield StaleStructure("STE", stream_id, None)
+        for stream_id, substream_id in list(cached.cached_contexts):
+            if self.stale_structure(stream_id, substream_id) == "CD":
+                yield StaleStructure("CD", stream_id, substream_id)
+
+    def stale_structure(self, stream_id: int, substream_id: int) -> str | None:
+        """Which cached structure of a stream differs from memory: `STE`, `CD`, or none."""
+        cached = self._smmu.configuration
+        view = self.stream(stream_id)
+        held = cached.cached_stes.get(stream_id)
+        if held is not None and self.effect(held) != self.effect(view.ste):
+            return "STE"
+        context = cached.cached_contexts.get((stream_id, substream_id))
+        if context is None or context.stage_1 is None:
+            return None
+        if view.context is None or view.context.stage_1 is None or substream_id:
+            view = self.stream(stream_id, substream_id)
+        now = None if view.context is None else view.context.stage_1
+        return None if now == context.stage_1 else "CD"
+
+    def effect(self, ste: StreamTableEntry | None) -> object:
+        """What of an STE counts (5.2): two with the same effect need no invalidation between them."""
+        if ste is None or not ste.valid:
+            return None
+        if ste.config not in (SteConfig.BYPASS, *_TRANSLATES):
+            return SteConfig.ABORT
+        first = stage_2 = eats = None
+        if translates_stage_1(ste):
+            first = (
+                ste.s1_context_ptr,
+                ste.s1_cd_max,
+                ste.s1_cd_max and (ste.s1_format, ste.s1_dss),
+                ste.strw,
+                ste.s1_stalld,
+            )
+        if translates_stage_2(ste):
+            stage_2 = decode_stage_2(ste, self._features)
+        if ste.config in _TRANSLATES:
+            eats = ste.s2_vmid, ste.mev, ste.eats if self._features.ats else Eats.DISABLED
+        return ste.config, first, stage_2, eats, ste.privcfg, ste.instcfg
+
+    def stale_translations(
+        self, contexts: Mapping[Tag, StreamContext]
+    ) -> Iterator[StaleTranslation]:
+        """The TLB entries that allow more than the tables of the domains that `contexts` tells of.
+
+        Entries of other tags are left alone: nobody knows their tables.
+        """
+        for tag in self._smmu.tlb.tags():
+            context = contexts.get(tag)
+            if context is None:
+                continue
+            self._tlb.invalidate_all()
+            self._memory.loads = []
+            for iova, entry in self._smmu.tlb.entries(tag):
+                now = self._now(context, entry, iova)
+                if now is not None:
+                    yield StaleTranslation(tag, iova, entry, now)
+
+    def _now(self, context: StreamContext, held: Entry, iova: int) -> str | int | None:
+        """What memory has where an entry is; None when it allows all that the entry does."""
+        for tag in context.tags:
+            found = self._tlb.find(tag, iova)
+            if found is not None and _covers(found, held, iova):
+                return None
+        address = iova | _SIGN if iova >> 55 else iova
+        try:
+            found = self._translator.page(context, _permitted(held.slot), address)
+        except Fault as fault:
+            return _name(fault)
+        if _covers(found, held, iova):
+            return None
+        address = _output(found, iova)
+        return "less permission" if address == _output(held, iova) else address
+
+    def differing(self, before: StreamView, now: StreamView) -> str | None:
+        """Which structure made the difference between two views of one stream: `STE`, `CD`, or none in meaning."""
+        if before is now:
+            return None
+        if self.effect(before.ste) != self.effect(now.ste):
+            return "STE"
+        return None if (before.fault, before.context) == (now.fault, now.context) else "CD"
+
+    # Physical memory
+
+    def mapped(self, context: StreamContext) -> Iterator[tuple[int | None, int, int]]:
+        """What one stage alone maps: the input address, the output address and the bytes of each leaf.
+
+        The tables come too, with None for an input address. Nothing comes of a context with both stages, whose first
+        tables lie at addresses of the second.
+        """
+        stage_1, stage_2 = context.stage_1, context.stage_2
+        seen: set[int] = set()
+        if stage_1 is not None and stage_2 is None:
+            for base in (stage_1.low, stage_1.high):
+                if base.enabled:
+                    top = (1 << 64) - (1 << base.input_bits) if base.upper else 0
+                    levels = -(-(base.input_bits - base.granule) // (base.granule - 3))
+                    yield from self._leaves(
+                        base.address, base.granule, levels, base.input_bits, top, seen
+                    )
+        elif stage_2 is not None and stage_1 is None:
+            levels = 4 - stage_2.start_level
+            yield from self._leaves(
+                stage_2.address, stage_2.granule, levels, stage_2.input_bits, 0, seen
+            )
+
+    def _leaves(
+        self, table: int, granule: int, levels: int, bits: int, start: int, seen: set[int]
+    ) -> Iterator[tuple[int | None, int, int]]:
+        """Of the table that resolves `bits` bits of input address with `levels` levels."""
+        if table in seen:
+            return  # a guest may let a table point at itself
+        seen.add(table)
+        shift = granule + (granule - 3) * (levels - 1)
+        size = 8 << bits - shift
+        yield None, table, size
+        try:
+            words = array("Q", self._smmu.memory.read(table, size))
+        except BusError:
+            return
+        for index, word in enumerate(words):
+            if not word & 1:
+                continue
+            output = word & _BELOW_48 & OUTPUT & -(1 << granule)
+            if granule == 16 and self._features.output_address_bits == 52:
+                output |= (word & 0xF000) << 36
+            place = start + (index << shift)
+            if levels > 1 and word & 2:
+                yield from self._leaves(output, granule, levels - 1, shift, place, seen)
+            elif levels > 1 or word & 2:
+                yield place, output & -(1 << shift), 1 << shift
+
+
+_TRANSLATES = (SteConfig.S1_TRANSLATE, SteConfig.S2_TRANSLATE, SteConfig.NESTED)
+
+
+def _name(fault: Fault) -> str:
+    record = fault.record or fault.hidden
+    return "abort" if record is None else record.event.name
+
+
+def _output(entry: Entry, iova: int) -> int:
+    inside = (1 << entry.shift) - 1
+    return entry.slot & OUTPUT & ~inside | iova & inside
+
+
+def _covers(found: Entry, held: Entry, iova: int) -> bool:
+    """Whether `found` allows all that `held` does. What the SMMU itself may make writable counts as writable."""
+    if _output(found, iova) != _output(held, iova):
+        return False
+    allowed = found.slot | (_WRITE if found.slot & CLEAN else 0)
+    return not held.slot & FLAGS & (_READ | _WRITE | PRIV_EXECUTE | USER_EXECUTE) & ~allowed
+
+
+def _permitted(slot: int) -> Access:
+    """An access that a slot lets through."""
+    return Access(
+        0,
+        write=not slot & _READ and bool(slot & _WRITE),
+        privileged=not slot & _USER,
+        instruction=not slot & (_READ | _WRITE),
+    )
