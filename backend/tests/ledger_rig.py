@@ -1,4 +1,4 @@
-"""The driver on the model with a witness beside it, and a ledger that reads along; and drivers that leave a command out."""
+"""The driver on the model, a witness beside it and a ledger that reads along; what the driver is to omit, it does."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tests.driver_rig import DATA, PAGE, STREAM, Rig
 from viommu.driver.domain import Domain
 from viommu.endpoints.port import DmaPort, Transfer
 from viommu.layouts.commands import Command
-from viommu.ledger import DetachDeclared, Ledger, Verdict, Witness
+from viommu.ledger import DetachDeclared, Ledger, Severity, Verdict, Witness
 from viommu.smmu import Features
 from viommu.trace import Event
 
@@ -48,6 +48,17 @@ class LedgerRig(Rig):
         self.driver.attach(STREAM, domain)
         return domain
 
+    def ends_meanwhile(self, transfer: Transfer) -> None:
+        """`transfer` moves its bytes when the driver waits, or at the latest at the next call of `go_on`."""
+        moves = [lambda: transfer.write_from(bytes(transfer.size)), transfer.done]
+
+        def go_on() -> None:
+            while moves:
+                moves.pop(0)()
+            self.smmu.step()
+
+        self.go_on = self.while_polling = go_on
+
     def begin(self, iova: int = IOVA, size: int = 64, *, port: DmaPort | None = None) -> Transfer:
         return (port or self.port).begin(iova, size, write=True)
 
@@ -63,13 +74,13 @@ class LedgerRig(Rig):
     def verdict(self) -> Verdict:
         return self.ledger.verdict()
 
-    def found(self) -> list[tuple[str, str, str | None]]:
-        """Severity, rule and missing command of all findings but the notes, at the end of the run."""
+    def found(self, least: Severity = Severity.EXPOSURE) -> list[tuple[str, str | None]]:
+        """Rule and missing command of the findings that are at least so severe, at the end of the run."""
         self.witness.close()
         return [
-            (finding.severity.name, finding.rule, finding.command)
+            (finding.rule, finding.command)
             for finding in self.verdict().findings
-            if finding.severity
+            if finding.severity >= least
         ]
 
     def kinds(self, kind: type[Event]) -> list[Any]:

@@ -8,13 +8,13 @@ Event types are frozen dataclasses defined next to what emits them. With no read
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Root of everything that is emitted."""
+    """Root of everything that is emitted. Its fields are plain values: numbers, strings, flags."""
 
     @property
     def kind(self) -> str:
@@ -23,7 +23,8 @@ class Event:
 
     def as_dict(self) -> dict[str, Any]:
         """The event as plain values, `kind` first, for JSON."""
-        return {"kind": self.kind, **asdict(self)}
+        names = self.__dataclass_fields__
+        return {"kind": self.kind, **{name: getattr(self, name) for name in names}}
 
 
 class Tracer:

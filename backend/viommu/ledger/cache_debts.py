@@ -16,7 +16,7 @@ _EVIDENCE = 16  # events that are kept of one debt
 class _Debt:
     """Stale entries of one owner. `gone` is when the last of them went; a CMD_SYNC after that pays the debt.
 
-    `syncs` are the CMD_SYNCs that completed while there were any.
+    `syncs` are the CMD_SYNCs that completed while there were any, `users` the transactions that used one.
     """
 
     cache: str
@@ -27,8 +27,8 @@ class _Debt:
     most: int = 0
     gone: int | None = None
     syncs: int = 0
-    uses: int = 0
     bytes: int = 0
+    users: set[int] = field(default_factory=set)
     evidence: list[int] = field(default_factory=list)
 
     def note(self, seq: int) -> None:
@@ -37,8 +37,9 @@ class _Debt:
 
     def finding(self, severity: Severity, rule: str, text: str, command: str | None) -> Finding:
         used = ""
-        if self.uses:
-            used = f"; translated for {self.uses:,} transactions, {self.bytes:,} bytes moved"
+        if self.users:
+            plural = "" if len(self.users) == 1 else "s"
+            used = f"; used by {len(self.users):,} transaction{plural}, {self.bytes:,} bytes moved"
         return Finding(
             severity, rule, f"{text}{used}", command, self.stream_id, tuple(self.evidence)
         )
@@ -90,10 +91,9 @@ class CacheDebts:
         debt.note(seq)
         if not debt.entries and debt.gone is None:
             debt.gone = seq  # only the transaction itself knows of it any more
+        debt.users.add(record["transaction"])
         if record["moved"]:
             debt.bytes += record["size"]
-        else:
-            debt.uses += 1
         if record["reused"]:
             what = "write to" if record["write"] else "read of"
             yield debt.finding(
@@ -111,16 +111,15 @@ class CacheDebts:
                 debt.syncs += 1
                 continue
             del self._debts[owner]
-            used = debt.uses or debt.bytes
             if debt.syncs:
                 debt.note(seq)
                 yield debt.finding(
-                    Severity.EXPOSURE if used else Severity.NOTE,
+                    Severity.EXPOSURE if debt.users else Severity.NOTE,
                     "deferred-invalidation",
                     f"{debt.text} outlived {debt.syncs} CMD_SYNC before invalidation",
                     None,
                 )
-            elif used:
+            elif debt.users:
                 yield debt.finding(
                     Severity.NOTE,
                     "invalidation-window",
@@ -153,11 +152,10 @@ class CacheDebts:
         if debt is None:
             stream_id = record["stream_id"]
             if cache == "TLB":
-                name = owner_name(record["vmid"] or 0, record["asid"])
+                stream_id, name = None, owner_name(record["vmid"] or 0, record["asid"])
             else:
                 name = f"stream {stream_id:#x}"
-            of_stream = None if cache == "TLB" else stream_id
-            debt = self._debts[owner] = _Debt(cache, name, of_stream, command)
+            debt = self._debts[owner] = _Debt(cache, name, stream_id, command)
         return debt
 
 

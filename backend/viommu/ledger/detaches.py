@@ -21,6 +21,7 @@ class Detaches:
         self.stays: list[Stay] = []
         self._now: dict[tuple[int, int | None], Stay] = {}
         self._open: list[Stay] = []
+        self._counted: Stay | None = None
         self._late: dict[int, list[int]] = {}
 
     def configured(self, seq: int, record: Record) -> Iterator[Finding]:
@@ -47,11 +48,24 @@ class Detaches:
                 if stay.invalidated is None and _covers(command, stay):
                     stay.invalidated = seq
 
-    def synced(self, seq: int) -> None:
+    def synced(self, seq: int) -> Iterator[Finding]:
         """A CMD_SYNC is complete, and with it what was invalidated."""
-        for stay in [s for s in self._open if s.invalidated is not None]:
+        for stay in list(self._open):
+            if stay.invalidated is None:
+                stay.syncs += 1
+                continue
             stay.completed = seq
             self._open.remove(stay)
+            if stay.syncs:
+                yield Finding(
+                    Severity.EXPOSURE if stay.window else Severity.NOTE,
+                    "deferred-invalidation",
+                    f"stream {stay.stream_id:#x} left {stay.domain}, and {stay.syncs:,} CMD_SYNC went by before the "
+                    f"{stay.structure} was invalidated{_meanwhile(stay)}",
+                    f"CMD_CFGI_{stay.structure}",
+                    stay.stream_id,
+                    _steps(stay),
+                )
 
     def declared(self, seq: int, stream_id: int) -> Iterator[Finding]:
         """The driver says that the stream's detach is complete."""
@@ -62,7 +76,7 @@ class Detaches:
 
     def moved(self, record: Record) -> None:
         """Bytes moved."""
-        stay = self._now.get((record["stream_id"], record["substream_id"]))
+        stay = self._counted = self._now.get((record["stream_id"], record["substream_id"]))
         if stay is not None:
             _count(stay, record, record["size"])
 
@@ -70,11 +84,9 @@ class Detaches:
         """A transaction used what a stale STE or CD says."""
         if not record["moved"]:
             return
-        key = record["stream_id"], record["substream_id"]
-        old = self._last_left(key)
-        now = self._now.get(key)
-        if now is not None:
-            _count(now, record, -record["size"])  # it was not by this one that they moved
+        old = self._last_left((record["stream_id"], record["substream_id"]))
+        if self._counted is not None:
+            _count(self._counted, record, -record["size"])  # it was not by this one that they moved
         if old is None:
             return
         _count(old, record, record["size"])
@@ -138,15 +150,23 @@ def owed(stay: Stay, until: str) -> Finding:
         what = f"the {stay.structure} was not invalidated"
     else:
         rule, command, what = "missing-sync", "CMD_SYNC", "no CMD_SYNC completed that"
-    moved = f"; {stay.window:,} bytes moved meanwhile" if stay.window else ""
     return Finding(
         Severity.VIOLATION,
         rule,
-        f"stream {stay.stream_id:#x} left {stay.domain}, and {what} {until}{moved}",
+        f"stream {stay.stream_id:#x} left {stay.domain}, and {what} {until}{_meanwhile(stay)}",
         command,
         stay.stream_id,
-        tuple(n for n in (stay.changed, stay.invalidated) if n is not None),
+        _steps(stay),
     )
+
+
+def _meanwhile(stay: Stay) -> str:
+    return f"; {stay.window:,} bytes moved meanwhile" if stay.window else ""
+
+
+def _steps(stay: Stay) -> tuple[int, ...]:
+    steps = (stay.changed, stay.invalidated, stay.completed)
+    return tuple(step for step in steps if step is not None)
 
 
 def domain_name(record: Record) -> str:

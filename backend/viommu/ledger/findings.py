@@ -41,7 +41,8 @@ class Stay:
     """A stream in a domain, from attach to detach. Numbers of events are None for what has not happened.
 
     `read` and `written` are bytes; `window` those of them that moved by the old translation while the detach was
-    under way, which is legitimate, and `late` those that did so after it was complete.
+    under way, which is legitimate, and `late` those that did so after it was complete. `syncs` are the CMD_SYNCs that
+    went by between the change and its invalidation.
     """
 
     stream_id: int
@@ -52,6 +53,7 @@ class Stay:
     structure: str | None = None
     invalidated: int | None = None
     completed: int | None = None
+    syncs: int = 0
     read: int = 0
     written: int = 0
     window: int = 0

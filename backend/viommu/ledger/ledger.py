@@ -125,8 +125,7 @@ class Ledger:
             self._barrier = self._sync_began or seq
             self._unsynced.clear()
         self._sync_began = None
-        self._detaches.synced(seq)
-        return self._debts.synced(seq)
+        return [*self._detaches.synced(seq), *self._debts.synced(seq)]
 
     def _owing(self) -> Iterator[Finding]:
         """What can no longer come well if nothing more comes."""

@@ -1,61 +1,89 @@
-"""What becomes of a physical page that was unmapped: who maps it now and did not then."""
+"""What becomes of a physical page that was unmapped: who maps it now and did not when it was still mapped.
+
+At each completed CMD_SYNC the tables of all domains are copied. A page of which a stale entry is found was mapped in
+the last copy; who maps it now and did not then has been given it since.
+"""
 
 from array import array
 from collections.abc import Callable, Iterable
 
+from viommu.memory import BusError, GuestMemory
 from viommu.smmu.context import StreamContext
-from viommu.smmu.inspection import Inspection
+from viommu.smmu.mappings import Reader, mapped, tables
 
 _SHIFT = 12
-_LIMIT = 1 << 16  # pages that are watched at a time: a block of a GiB is not followed page by page
+_LIMIT = 1 << 16  # pages that are watched: a block of a GiB is not followed page by page
+
+
+class _Copy:
+    """Tables as they were, and the domains that had them."""
+
+    def __init__(self, domains: list[StreamContext], contents: dict[int, bytes]) -> None:
+        self.domains, self.contents = domains, contents
+
+    def read(self, address: int, size: int) -> bytes:
+        """What the table at `address` had."""
+        content = self.contents.get(address)
+        if content is None or len(content) != size:
+            raise BusError(address, size)
+        return content
 
 
 class Pages:
-    """Watches pages from the moment at which a stale entry for them was found."""
+    """The pages of stale entries, each with its users before."""
 
-    def __init__(
-        self, inspection: Inspection, domains: Callable[[], Iterable[StreamContext]]
-    ) -> None:
-        self._inspection = inspection
-        self._domains = domains
-        self._then: dict[int, frozenset[str]] = {}
+    def __init__(self, memory: GuestMemory, domains: Callable[[], Iterable[StreamContext]]) -> None:
+        self._memory, self._domains = memory, domains
+        self._before: dict[int, frozenset[str]] = {}
+        self._copy = _Copy([], {})
+
+    def copy(self) -> None:
+        """Copy the tables as they are."""
+        domains = list(self._domains())
+        contents = {
+            address: content
+            for context in domains
+            for address, content in tables(self._memory, context)
+        }
+        self._copy = _Copy(domains, contents)
 
     def watch(self, runs: "array[int]") -> None:
-        """Remember who maps the pages of `runs` (address, length, …) at this moment, unless they are watched."""
-        pages = {page for page in _pages(runs) if page not in self._then}
-        if pages and len(self._then) < _LIMIT:
-            users = self._users(pages)
-            self._then |= {page: frozenset(users.get(page, ())) for page in pages}
+        """The pages of `runs` (address, length, …) are those of stale entries."""
+        pages = {page for page in _pages(runs) if page not in self._before}
+        if pages and len(self._before) < _LIMIT:
+            users = _users(self._copy, self._copy.domains, pages)
+            # Of a page that was not mapped in the copy nobody knows who else had it.
+            self._before |= {page: frozenset(names) for page, names in users.items()}
 
     def reused(self, runs: "array[int]") -> str:
-        """What a page of `runs` has become since it is watched; empty when nothing is known of it."""
-        pages = {page for page in _pages(runs) if page in self._then}
+        """What a watched page of `runs` has become; empty when it is known of none."""
+        pages = {page for page in _pages(runs) if page in self._before}
         if pages:
-            for page, users in sorted(self._users(pages).items()):
-                for user in sorted(users - self._then[page]):
-                    return f"{page << _SHIFT:#x} {user}"
+            users = _users(self._memory, self._domains(), pages)
+            for page, names in sorted(users.items()):
+                for name in sorted(names - self._before[page]):
+                    return f"{page << _SHIFT:#x} {name}"
         return ""
 
     def forget(self) -> None:
         """Nothing is watched any more."""
-        self._then.clear()
+        self._before.clear()
+        self._copy = _Copy([], {})
 
-    def _users(self, pages: set[int]) -> dict[int, set[str]]:
-        found: dict[int, set[str]] = {}
-        for context in self._domains():
-            name = f"ASID {context.tag.asid}" if context.stage_1 else f"VMID {context.tag.vmid}"
-            for iova, address, size in self._inspection.mapped(context):
-                first = address >> _SHIFT
-                if size <= 1 << _SHIFT:
-                    inside = [first] if first in pages else []
-                else:
-                    last = address + size - 1 >> _SHIFT
-                    inside = [page for page in pages if first <= page <= last]
-                for page in inside:
-                    at = 0 if iova is None else iova + ((page - first) << _SHIFT)
-                    use = f"is a table of {name}" if iova is None else f"is {at:#x} of {name}"
-                    found.setdefault(page, set()).add(use)
-        return found
+
+def _users(
+    memory: Reader, domains: Iterable[StreamContext], pages: set[int]
+) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = {}
+    for context in domains:
+        name = f"ASID {context.tag.asid}" if context.stage_1 else f"VMID {context.tag.vmid}"
+        for iova, address, size in mapped(memory, context):
+            first, last = address >> _SHIFT, address + size - 1 >> _SHIFT
+            for page in {first} & pages if first == last else pages & set(range(first, last + 1)):
+                place = None if iova is None else iova + (page - first << _SHIFT)
+                use = f"is a table of {name}" if place is None else f"is {place:#x} of {name}"
+                found.setdefault(page, set()).add(use)
+    return found
 
 
 def _pages(runs: "array[int]") -> set[int]:

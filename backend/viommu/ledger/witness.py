@@ -54,7 +54,7 @@ class Witness:
         self._contexts: dict[Tag, StreamContext] = {}
         self._remembered: dict[Tag, int] = {}
         self._transactions: dict[int, _Seen] = {}
-        self._pages = Pages(self._inspection, self._domains)
+        self._pages = Pages(smmu.memory, self._domains)
         self._holdings = Holdings(smmu, self._inspection, self._pages)
         handlers: dict[type[Event], Callable[[Any], None]] = {
             RegisterAccess: self._accessed,
@@ -107,9 +107,10 @@ class Witness:
     def _synced(self, _: SyncCompleted) -> None:
         self._look()
         self._check(outlived=True)
+        self._pages.copy()
         attached = self._attached()
         for tag in list(self._contexts):
-            entries = 0 if tag in attached else sum(1 for _ in self._smmu.tlb.entries(tag))
+            entries = 0 if tag in attached else self._smmu.tlb.count(tag)
             if entries != self._remembered.get(tag, 0):
                 self._remembered[tag] = entries
                 self._emit([DomainRemembered(tag.vmid, tag.asid, entries)])
@@ -160,6 +161,8 @@ class Witness:
     def _know(self, context: StreamContext) -> None:
         for tag in context.tags:
             known = self._contexts.get(tag)
+            if known == context:
+                continue  # the same object as before: what was found to be good by it stays so
             if known is not None and _roots(known) != _roots(context) and tag == context.tag:
                 self._emit(self._holdings.disown(tag))
             self._contexts[tag] = context

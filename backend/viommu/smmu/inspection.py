@@ -42,7 +42,7 @@ Runs = array  # of type code "Q": address, length, address, length, …
 _USER = USER_READ | USER_WRITE | USER_EXECUTE
 _READ, _WRITE = PRIV_READ | USER_READ, PRIV_WRITE | USER_WRITE
 _SIGN = 0xFF << 56
-_BELOW_48 = (1 << 48) - 1
+_ROWS = 4096  # of the TLB that are remembered as good
 
 
 class Loaded(NamedTuple):
@@ -136,6 +136,19 @@ class StaleStructure(NamedTuple):
     substream_id: int | None
 
 
+class _Row(NamedTuple):
+    """A row of the TLB that said what memory says, and all that this depends on."""
+
+    context: StreamContext
+    slots: bytes
+    loads: list[Loaded]
+
+    def covers(self, context: StreamContext, row: "array[int]", memory: _Onlooker) -> bool:
+        """Whether nothing of it has changed."""
+        same = context is self.context and row.tobytes() == self.slots
+        return same and memory.still_says(self.loads)
+
+
 class Inspection:
     """Looks at the tables of `smmu`, and at its caches."""
 
@@ -153,6 +166,7 @@ class Inspection:
         )
         self._configuration = Configuration(memory, replace(features, caching="normal"), walker)
         self._translator = Translator(memory, self._configuration, self._tlb, walker, features)
+        self._rows: dict[tuple[Tag, int, int], _Row] = {}
         self._views: dict[tuple[int, int | None], tuple[object, list[Loaded], StreamView]] = {}
 
     # Memory
@@ -289,12 +303,51 @@ class Inspection:
             context = contexts.get(tag)
             if context is None:
                 continue
-            self._tlb.invalidate_all()
-            self._memory.loads = []
-            for iova, entry in self._smmu.tlb.entries(tag):
-                now = self._now(context, entry, iova)
-                if now is not None:
-                    yield StaleTranslation(tag, iova, entry, now)
+            for first, shift, row in self._smmu.tlb.rows(tag):
+                key = tag, first, shift
+                known = self._rows.get(key)
+                if known is not None and known.covers(context, row, self._memory):
+                    continue
+                self._rows.pop(key, None)
+                table = self._row_of(context, first, shift, row)
+                self._tlb.invalidate_all()
+                self._memory.loads = []
+                good, fresh = True, None
+                for index, slot in enumerate(row):
+                    if not slot or (fresh is not None and fresh[index] == slot):
+                        continue
+                    entry, iova = Entry(shift, slot), first + (index << shift)
+                    now = self._now(context, entry, iova)
+                    if now is not None:
+                        good = False
+                        yield StaleTranslation(tag, iova, entry, now)
+                    elif fresh is None and (found := self._tlb.row(tag, iova)) is not None:
+                        fresh = found[1]  # and what the walk found beside it
+                if good and table is not None:
+                    if len(self._rows) >= _ROWS:
+                        self._rows.clear()
+                    self._rows[key] = table
+
+    def _row_of(
+        self, context: StreamContext, first: int, shift: int, row: "array[int]"
+    ) -> "_Row | None":
+        """What a look at a row of the TLB depends on, as it is before that look; None when that is not one table."""
+        index = next((index for index, slot in enumerate(row) if slot), None)
+        if index is None or (context.stage_1 is not None and context.stage_2 is not None):
+            return None
+        self._tlb.invalidate_all()
+        loads: list[Loaded] = []
+        self._memory.loads = loads
+        if self._now(context, Entry(shift, row[index]), first + (index << shift)) is not None:
+            return None
+        if len(row) > 1:
+            # The whole table instead of one descriptor of it; being read it is on record.
+            place = loads.pop().address & -(8 * len(row))
+            try:
+                self._memory.read(place, 8 * len(row))
+            except BusError:
+                return None
+        return _Row(context, row.tobytes(), loads)
 
     def _now(self, context: StreamContext, held: Entry, iova: int) -> str | int | None:
         """What memory has where an entry is; None when it allows all that the entry does."""
@@ -319,56 +372,6 @@ class Inspection:
         if self.effect(before.ste) != self.effect(now.ste):
             return "STE"
         return None if (before.fault, before.context) == (now.fault, now.context) else "CD"
-
-    # Physical memory
-
-    def mapped(self, context: StreamContext) -> Iterator[tuple[int | None, int, int]]:
-        """What one stage alone maps: the input address, the output address and the bytes of each leaf.
-
-        The tables come too, with None for an input address. Nothing comes of a context with both stages, whose first
-        tables lie at addresses of the second.
-        """
-        stage_1, stage_2 = context.stage_1, context.stage_2
-        seen: set[int] = set()
-        if stage_1 is not None and stage_2 is None:
-            for base in (stage_1.low, stage_1.high):
-                if base.enabled:
-                    top = (1 << 64) - (1 << base.input_bits) if base.upper else 0
-                    levels = -(-(base.input_bits - base.granule) // (base.granule - 3))
-                    yield from self._leaves(
-                        base.address, base.granule, levels, base.input_bits, top, seen
-                    )
-        elif stage_2 is not None and stage_1 is None:
-            levels = 4 - stage_2.start_level
-            yield from self._leaves(
-                stage_2.address, stage_2.granule, levels, stage_2.input_bits, 0, seen
-            )
-
-    def _leaves(
-        self, table: int, granule: int, levels: int, bits: int, start: int, seen: set[int]
-    ) -> Iterator[tuple[int | None, int, int]]:
-        """Of the table that resolves `bits` bits of input address with `levels` levels."""
-        if table in seen:
-            return  # a guest may let a table point at itself
-        seen.add(table)
-        shift = granule + (granule - 3) * (levels - 1)
-        size = 8 << bits - shift
-        yield None, table, size
-        try:
-            words = array("Q", self._smmu.memory.read(table, size))
-        except BusError:
-            return
-        for index, word in enumerate(words):
-            if not word & 1:
-                continue
-            output = word & _BELOW_48 & OUTPUT & -(1 << granule)
-            if granule == 16 and self._features.output_address_bits == 52:
-                output |= (word & 0xF000) << 36
-            place = start + (index << shift)
-            if levels > 1 and word & 2:
-                yield from self._leaves(output, granule, levels - 1, shift, place, seen)
-            elif levels > 1 or word & 2:
-                yield place, output & -(1 << shift), 1 << shift
 
 
 _TRANSLATES = (SteConfig.S1_TRANSLATE, SteConfig.S2_TRANSLATE, SteConfig.NESTED)

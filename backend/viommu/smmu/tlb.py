@@ -108,18 +108,28 @@ class Tlb:
         """What there are entries of."""
         return list(self._spaces)
 
+    def count(self, tag: Tag) -> int:
+        """How many entries there are of `tag`."""
+        return sum(len(row) - row.count(0) for _, _, row in self.rows(tag))
+
     def entries(self, tag: Tag) -> Iterator[tuple[int, Entry]]:
         """The entries of `tag`, each with the address that it maps, of which there are bits 55:0."""
-        space = self._spaces.get(tag)
-        if space is None:
-            return
-        for (shift, place), row in space.rows.items():
-            start = place << (2 * shift - 3)
+        for first, shift, row in self.rows(tag):
             for index, slot in enumerate(row):
                 if slot:
-                    yield start + (index << shift), Entry(shift, slot)
-        for (shift, place), slot in space.blocks.items():
-            yield place << shift, Entry(shift, slot)
+                    yield first + (index << shift), Entry(shift, slot)
+
+    def rows(self, tag: Tag) -> "Iterator[tuple[int, int, array[int]]]":
+        """The entries of `tag` in rows: the first address, log2 of the bytes of each, and their slots.
+
+        A block is a row of one.
+        """
+        space = self._spaces.get(tag)
+        if space is not None:
+            for (shift, place), row in list(space.rows.items()):
+                yield place << (2 * shift - 3), shift, row
+            for (shift, place), slot in list(space.blocks.items()):
+                yield place << shift, shift, array("Q", (slot,))
 
     # Look-up and insertion
 
