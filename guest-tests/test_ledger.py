@@ -54,6 +54,7 @@ def linux(booted: LinuxRig, request: pytest.FixtureRequest) -> LinuxRig:
 
 LEAVE_RUNNING = """
     python3 /viommu/inside/linux.py left > /run/left 2>&1 &
+    left=$!
     for i in $(seq 100); do [ -s /run/started ] && break; sleep 0.1; done
     grep True /run/started
     rm /run/started
@@ -63,7 +64,7 @@ UNBIND = f"""
     {LEAVE_RUNNING}
     echo {ENGINE} > {DRIVER}/unbind &
     sleep 0.2
-    kill -9 $(pgrep -f "linux.py left")
+    kill -9 $left
     wait
     echo {ENGINE} > {DRIVER}/bind
 """

@@ -149,7 +149,7 @@ def test_a_deferred_unmapping_that_nobody_used_is_a_note(rig: LedgerRig) -> None
     rig.driver.commands.sync()
     assert [finding.command for finding in rig.verdict().violations] == ["CMD_TLBI_NH_VA"]
     domain.flush()
-    assert rig.found(Severity.NOTE) == [("deferred-invalidation", None)]
+    assert rig.found(Severity.NOTE) == [("deferred-invalidation", "CMD_TLBI_NH_VA")]
     assert rig.verdict().findings[0].text.startswith("1 TLB entry of ASID 1 outlived 2 CMD_SYNC")
     assert [gone.by for gone in rig.kinds(EntriesGone)] == ["CMD_TLBI_NH_ASID"]
 
@@ -162,7 +162,7 @@ def test_one_that_was_used_is_an_exposure_with_the_number_of_accesses(rig: Ledge
     for _ in range(3):
         rig.write()
     domain.flush()
-    assert rig.found() == [("deferred-invalidation", None)]
+    assert rig.found() == [("deferred-invalidation", "CMD_TLBI_NH_VA")]
     assert rig.verdict().word == "exposed"
     assert "used by 3 transactions, 192 bytes moved" in rig.verdict().findings[0].text
 

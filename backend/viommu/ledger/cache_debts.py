@@ -117,7 +117,7 @@ class CacheDebts:
                     Severity.EXPOSURE if debt.users else Severity.NOTE,
                     "deferred-invalidation",
                     f"{debt.text} outlived {debt.syncs} CMD_SYNC before invalidation",
-                    None,
+                    debt.command,
                 )
             elif debt.users:
                 yield debt.finding(

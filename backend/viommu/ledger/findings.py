@@ -22,7 +22,7 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`rule` is its kind, `command` the command that was missing, `evidence` the numbers of events."""
+    """`rule` is its kind, `command` the command that was missing or late, `evidence` the numbers of events."""
 
     severity: Severity
     rule: str
@@ -131,7 +131,7 @@ class Verdict:
         return table
 
     def _findings(self) -> Table:
-        table = Table("severity", "rule", "missing", "what", "events", title="Findings")
+        table = Table("severity", "rule", "command", "what", "events", title="Findings")
         for finding in self.findings:
             table.add_row(
                 Text(finding.severity.name.lower(), style=_STYLES[finding.severity]),
