@@ -154,8 +154,7 @@ class Inspection:
 
     def __init__(self, smmu: Smmu) -> None:
         self._smmu = smmu
-        # Neighbours are looked at together, whatever the SMMU itself does.
-        self._features = features = replace(smmu.features, caching="hostile")
+        self._features = features = replace(smmu.features, caching="normal")
         self._memory = memory = _Onlooker(smmu.memory)
         self._tlb = Tlb()
         walker = Walker(
@@ -164,8 +163,11 @@ class Inspection:
             wide=features.output_address_bits == 52,
             execute_never_2=features.stage_2_execute,
         )
-        self._configuration = Configuration(memory, replace(features, caching="normal"), walker)
+        self._configuration = Configuration(memory, features, walker)
         self._translator = Translator(memory, self._configuration, self._tlb, walker, features)
+        # Of a row of the TLB all entries are looked at together.
+        ahead = replace(features, caching="hostile")
+        self._row_translator = Translator(memory, self._configuration, self._tlb, walker, ahead)
         self._rows: dict[tuple[Tag, int, int], _Row] = {}
         self._views: dict[tuple[int, int | None], tuple[object, list[Loaded], StreamView]] = {}
 
@@ -357,7 +359,7 @@ class Inspection:
                 return None
         address = iova | _SIGN if iova >> 55 else iova
         try:
-            found = self._translator.page(context, _permitted(held.slot), address)
+            found = self._row_translator.page(context, _permitted(held.slot), address)
         except Fault as fault:
             return _name(fault)
         if _covers(found, held, iova):
