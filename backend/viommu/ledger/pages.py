@@ -34,7 +34,7 @@ class Pages:
 
     def __init__(self, memory: GuestMemory, domains: Callable[[], Iterable[StreamContext]]) -> None:
         self._memory, self._domains = memory, domains
-        self._before: dict[int, frozenset[str]] = {}
+        self._before: dict[int, _Copy] = {}
         self._copy = _Copy([], {})
 
     def copy(self) -> None:
@@ -49,24 +49,30 @@ class Pages:
 
     def watch(self, runs: "array[int]") -> None:
         """The pages of `runs` (address, length, …) are those of stale entries."""
-        pages = {page for page in _pages(runs) if page not in self._before}
-        if pages and len(self._before) < _LIMIT:
-            users = _users(self._copy, self._copy.domains, pages)
-            # Of a page that was not mapped in the copy nobody knows who else had it.
-            self._before |= {page: frozenset(names) for page, names in users.items()}
+        if len(self._before) < _LIMIT:
+            for page in _pages(runs):
+                self._before.setdefault(page, self._copy)
 
     def reused(self, runs: "array[int]") -> str:
         """What a watched page of `runs` has become; empty when it is known of none."""
         pages = {page for page in _pages(runs) if page in self._before}
-        if pages:
-            users = _users(self._memory, self._domains(), pages)
-            for page, names in sorted(users.items()):
-                for name in sorted(names - self._before[page]):
-                    return f"{page << _SHIFT:#x} {name}"
+        if not pages:
+            return ""
+        now = _users(self._memory, self._domains(), pages)
+        for page, names in sorted(now.items()):
+            copy = self._before[page]
+            before = _users(copy, copy.domains, {page}).get(page)
+            # Of a page that was not mapped in the copy nobody knows who else had it.
+            if before and names - before:
+                return f"{page << _SHIFT:#x} {min(names - before)}"
         return ""
 
+    def settle(self) -> None:
+        """Nothing is stale any more."""
+        self._before.clear()
+
     def forget(self) -> None:
-        """Nothing is watched any more."""
+        """Nothing is known any more."""
         self._before.clear()
         self._copy = _Copy([], {})
 

@@ -107,6 +107,8 @@ class Witness:
     def _synced(self, _: SyncCompleted) -> None:
         self._look()
         self._check(outlived=True)
+        if not self._holdings:
+            self._pages.settle()
         self._pages.copy()
         attached = self._attached()
         for tag in list(self._contexts):
