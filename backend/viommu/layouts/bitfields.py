@@ -110,7 +110,9 @@ class Layout:
     @classmethod
     def from_bytes(cls, data: "bytes | bytearray | memoryview") -> Self:
         """Decode the first `size` bytes of `data`, copied once: the guest may be writing them."""
-        return cls(int.from_bytes(bytes(data[: cls.size]), "little"))
+        layout = cls.__new__(cls)
+        layout.value = int.from_bytes(data[: cls.size], "little")  # fits: nothing to check
+        return layout
 
     def to_bytes(self) -> bytes:
         """The `size` bytes that lie in memory."""

@@ -37,9 +37,12 @@ _OF_ONE_STREAM = (Opcode.CMD_CFGI_STE.name, Opcode.CMD_CFGI_CD.name, Opcode.CMD_
 
 @dataclass(slots=True)
 class _Seen:
-    """A transaction: what memory said of its stream when it was translated, and the cache that knew better."""
+    """A transaction: where it went when it left the SMMU, what memory said of its stream then, and which cache knew
+    better.
+    """
 
     translation: Translation
+    runs: "array[int]"
     view: StreamView | None
     cause: str | None
 
@@ -122,12 +125,13 @@ class Witness:
     def _translated(self, event: Translated) -> None:
         view = self._watch(event.stream_id, event.substream_id)
         translation = self._smmu.in_flight.newest
-        seen = _Seen(translation, view, None)
+        seen = _Seen(translation, translation.runs, view, None)
         self._remember(event.transaction, seen)
         seen.cause = self._compare(event.transaction, seen, view, moved=False)
 
     def _passed(self, event: TranslatedPassed) -> None:
-        self._remember(event.transaction, _Seen(self._smmu.in_flight.newest, None, "ATC"))
+        translation = self._smmu.in_flight.newest
+        self._remember(event.transaction, _Seen(translation, translation.runs, None, "ATC"))
 
     def _aborted(self, event: Aborted) -> None:
         self._watch(event.stream_id, event.substream_id)
@@ -193,7 +197,7 @@ class Witness:
         translation = seen.translation
         access, iova = translation.access, translation.iova
         allowed, fault = self._inspection.translate(view, access, iova, translation.size)
-        stray = differing(iova, translation.runs, allowed)
+        stray = differing(iova, _front(seen.runs, translation.size), allowed)
         if not stray:
             return None
         at, _, address = stray[0]
@@ -335,6 +339,18 @@ def differing(iova: int, used: "array[int]", allowed: "array[int]") -> list[tupl
         if place_2 < len(allowed) and done_2 == allowed[place_2 + 1]:
             place_2, done_2 = place_2 + 2, 0
     return parts
+
+
+def _front(runs: "array[int]", size: int) -> "array[int]":
+    """The first `size` bytes of runs; a transaction becomes shorter where what is behind the SMMU lets less pass."""
+    if sum(runs[1::2]) == size:
+        return runs
+    front: array[int] = array("Q")
+    for address, length in zip(runs[::2], runs[1::2], strict=True):
+        if size > 0:
+            front.extend((address, min(length, size)))
+        size -= length
+    return front
 
 
 def _at(offset: int, runs: "array[int]") -> str:

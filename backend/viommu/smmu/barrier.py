@@ -23,7 +23,7 @@ class InFlight:
 
     def __iter__(self) -> Iterator[Any]:
         """The transactions, oldest first."""
-        return iter(self._transactions.values())
+        return iter(tuple(self._transactions.values()))
 
     @property
     def newest(self) -> Any:

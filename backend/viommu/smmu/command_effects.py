@@ -1,6 +1,7 @@
 """What each command does, but for CMD_SYNC (IHI 0070, 4.2 to 4.6)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from viommu.layouts.commands import (
     ATC_INVALIDATE_ALL,
@@ -30,47 +31,6 @@ _RESPONSES = {
     PriResponse.INVALID_REQUEST: ResponseCode.INVALID_REQUEST,
     PriResponse.SUCCESS: ResponseCode.SUCCESS,
 }
-
-_ALWAYS = frozenset(
-    {
-        Opcode.CMD_PREFETCH_CONFIG,
-        Opcode.CMD_PREFETCH_ADDR,
-        Opcode.CMD_CFGI_STE,
-        Opcode.CMD_CFGI_STE_RANGE,
-        Opcode.CMD_TLBI_NSNH_ALL,
-    }
-)
-_OF_STAGE_1 = frozenset(
-    {
-        Opcode.CMD_CFGI_CD,
-        Opcode.CMD_CFGI_CD_ALL,
-        Opcode.CMD_TLBI_NH_ALL,
-        Opcode.CMD_TLBI_NH_ASID,
-        Opcode.CMD_TLBI_NH_VA,
-        Opcode.CMD_TLBI_NH_VAA,
-    }
-)
-_OF_STAGE_2 = frozenset({Opcode.CMD_TLBI_S12_VMALL, Opcode.CMD_TLBI_S2_IPA})
-_OF_EL2 = frozenset(
-    {
-        Opcode.CMD_TLBI_EL2_ALL,
-        Opcode.CMD_TLBI_EL2_ASID,
-        Opcode.CMD_TLBI_EL2_VA,
-        Opcode.CMD_TLBI_EL2_VAA,
-    }
-)
-_OF_ATS = frozenset({Opcode.CMD_ATC_INV})
-_OF_PRI = frozenset({Opcode.CMD_PRI_RESP})
-_OF_STALLS = frozenset({Opcode.CMD_RESUME, Opcode.CMD_STALL_TERM})
-_BY_ADDRESS = frozenset(
-    {
-        Opcode.CMD_TLBI_NH_VA,
-        Opcode.CMD_TLBI_NH_VAA,
-        Opcode.CMD_TLBI_EL2_VA,
-        Opcode.CMD_TLBI_EL2_VAA,
-        Opcode.CMD_TLBI_S2_IPA,
-    }
-)
 
 
 class CommandEffects:
@@ -102,59 +62,85 @@ class CommandEffects:
         self._asid_mask = (1 << features.asid_bits) - 1
         # Without a stage 2 there is one VMID, and the field is ignored (4.4).
         self._vmid_mask = (1 << features.vmid_bits) - 1 if features.stage_2 else 0
-        self._legal = _ALWAYS
-        for implemented, opcodes in (
-            (features.stage_1, _OF_STAGE_1),
-            (features.stage_2, _OF_STAGE_2),
-            (features.el2, _OF_EL2),
-            (features.stalls, _OF_STALLS),
-            (features.ats, _OF_ATS),
-            (features.pri, _OF_PRI),
-        ):
-            if implemented:
-                self._legal |= opcodes
+        self._effects = self._legal(features)
         self.invalidated = False
         """Something was invalidated since this was last cleared: a CMD_SYNC has to wait."""
 
+    def _legal(self, features: Features) -> dict[int, Callable[[Any], bool]]:
+        """What each command does where it is not ILLEGAL; it returns False when the command's fields make it so."""
+        effects: dict[int, Callable[[Any], bool]] = {
+            Opcode.CMD_PREFETCH_CONFIG: self._of_stream(self._prefetch),
+            Opcode.CMD_PREFETCH_ADDR: self._of_stream(self._prefetch),
+            Opcode.CMD_CFGI_STE: self._of_stream(self._forget_ste),
+            Opcode.CMD_CFGI_STE_RANGE: self._of_stream(self._forget_stes),
+            Opcode.CMD_TLBI_NSNH_ALL: self._tlbi(lambda _: self._tlb.invalidate_world(World.EL1)),
+        }
+        if features.stage_1:
+            effects |= {
+                Opcode.CMD_CFGI_CD: self._of_stream(self._forget_cd),
+                Opcode.CMD_CFGI_CD_ALL: self._of_stream(self._forget_cds),
+                Opcode.CMD_TLBI_NH_ALL: self._tlbi(self._tlbi_nh_all),
+                Opcode.CMD_TLBI_NH_ASID: self._tlbi(self._tlbi_nh_asid),
+                Opcode.CMD_TLBI_NH_VA: self._tlbi_addresses(World.EL1, _own_asid),
+                Opcode.CMD_TLBI_NH_VAA: self._tlbi_addresses(World.EL1, _every_asid),
+            }
+        if features.stage_2:
+            effects |= {
+                Opcode.CMD_TLBI_S12_VMALL: self._tlbi(self._tlbi_s12_vmall),
+                Opcode.CMD_TLBI_S2_IPA: self._tlbi_addresses(World.EL1, lambda _: STAGE_2),
+            }
+        if features.el2:
+            effects |= {
+                Opcode.CMD_TLBI_EL2_ALL: self._tlbi(self._tlbi_el2_all),
+                Opcode.CMD_TLBI_EL2_ASID: self._tlbi(self._tlbi_el2_asid),
+                Opcode.CMD_TLBI_EL2_VA: self._tlbi_addresses(World.EL2, _own_asid),
+                Opcode.CMD_TLBI_EL2_VAA: self._tlbi_addresses(World.EL2, _every_asid),
+            }
+        if features.stalls:
+            effects |= {Opcode.CMD_RESUME: self._resume, Opcode.CMD_STALL_TERM: self._terminate}
+        if features.ats:
+            effects[Opcode.CMD_ATC_INV] = self._invalidate_atc
+        if features.pri:
+            effects[Opcode.CMD_PRI_RESP] = self._respond
+        return effects
+
     def apply(self, command: Command) -> bool:
         """The effect of `command`; False when it is ILLEGAL here."""
-        if command.opcode not in self._legal:
-            return False
-        if isinstance(command, TlbiCommand):
-            if self._is_reserved(command):
-                return False
-            self._invalidate(command)
-            self.invalidated = True
-        elif isinstance(command, AtcInvalidateCommand):
-            return self._invalidate_atc(command)
-        elif isinstance(command, PriResponseCommand):
-            return self._respond(command)
-        elif isinstance(command, StreamCommand | ResumeCommand):
+        effect = self._effects.get(command.opcode)
+        return effect is not None and effect(command)
+
+    # Configuration (4.2, 4.3)
+
+    @staticmethod
+    def _of_stream(effect: Callable[[StreamCommand], None]) -> Callable[[StreamCommand], bool]:
+        def apply(command: StreamCommand) -> bool:
             if command.ssec:  # secure streams are not ours to name (4.1.6)
                 return False
-            if isinstance(command, ResumeCommand):
-                self._answer(command)
-            else:
-                self._apply_to_stream(command)
-        return True
+            effect(command)
+            return True
 
-    def _apply_to_stream(self, command: StreamCommand) -> None:
-        configuration, stream_id = self._configuration, command.stream_id
-        match command.opcode:
-            case Opcode.CMD_PREFETCH_CONFIG | Opcode.CMD_PREFETCH_ADDR:
-                self._prefetch(command)
-                return
-            case Opcode.CMD_CFGI_STE:
-                configuration.invalidate_streams(stream_id)
-            case Opcode.CMD_CFGI_STE_RANGE if command.leaf_or_range == CFGI_ALL_RANGE:
-                configuration.invalidate_all()
-            case Opcode.CMD_CFGI_STE_RANGE:
-                configuration.invalidate_streams(stream_id, command.leaf_or_range + 1)
-            case Opcode.CMD_CFGI_CD:
-                configuration.invalidate_cd(stream_id, command.substream_id)
-            case _:
-                configuration.invalidate_cds(stream_id)
+        return apply
+
+    def _forget_ste(self, command: StreamCommand) -> None:
+        self._configuration.invalidate_streams(command.stream_id)
         self.invalidated = True
+
+    def _forget_stes(self, command: StreamCommand) -> None:
+        if command.leaf_or_range == CFGI_ALL_RANGE:
+            self._configuration.invalidate_all()
+        else:
+            self._configuration.invalidate_streams(command.stream_id, command.leaf_or_range + 1)
+        self.invalidated = True
+
+    def _forget_cd(self, command: StreamCommand) -> None:
+        self._configuration.invalidate_cd(command.stream_id, command.substream_id)
+        self.invalidated = True
+
+    def _forget_cds(self, command: StreamCommand) -> None:
+        self._configuration.invalidate_cds(command.stream_id)
+        self.invalidated = True
+
+    # Functions behind ATS and PRI, and stalls (4.5, 4.6)
 
     def holds(self, command: Command) -> bool:
         """`command` cannot be sent before a function has answered an earlier one."""
@@ -193,50 +179,77 @@ class CommandEffects:
             )
         return True
 
-    def _answer(self, command: ResumeCommand) -> None:
-        """CMD_RESUME and CMD_STALL_TERM. IDR0.TERM_MODEL is 1: to terminate is to abort (4.7.1)."""
-        if command.opcode == Opcode.CMD_STALL_TERM:
-            self._stalls.terminate(command.stream_id)
-        else:
-            answer = "retry" if command.retry else "abort"
-            self._stalls.resume(command.stream_id, command.stag, answer)
+    def _resume(self, command: ResumeCommand) -> bool:
+        """CMD_RESUME. IDR0.TERM_MODEL is 1: to terminate is to abort (4.7.1)."""
+        if command.ssec:
+            return False
+        answer = "retry" if command.retry else "abort"
+        self._stalls.resume(command.stream_id, command.stag, answer)
         self._answered()
+        return True
 
-    def _invalidate(self, command: TlbiCommand) -> None:
-        tlb = self._tlb
-        asid, vmid = command.asid & self._asid_mask, command.vmid & self._vmid_mask
-        # CR2.E2H says which of the regimes of EL2 is meant; the one without it has no ASIDs (4.4.2.8).
-        el2 = World.EL2_E2H if self._configuration.e2h else World.EL2
-        match command.opcode:
-            case Opcode.CMD_TLBI_NSNH_ALL:
-                tlb.invalidate_world(World.EL1)
-            case Opcode.CMD_TLBI_NH_ALL:
-                tlb.invalidate_vmid(World.EL1, vmid)
-            case Opcode.CMD_TLBI_S12_VMALL:
-                tlb.invalidate_vmid(World.EL1, vmid, stage_2=True)
-            case Opcode.CMD_TLBI_NH_ASID:
-                tlb.invalidate_asid(World.EL1, vmid, asid)
-            case Opcode.CMD_TLBI_NH_VA:
-                self._invalidate_addresses(World.EL1, vmid, asid, command)
-            case Opcode.CMD_TLBI_NH_VAA:
-                self._invalidate_addresses(World.EL1, vmid, None, command)
-            case Opcode.CMD_TLBI_S2_IPA:
-                self._invalidate_addresses(World.EL1, vmid, STAGE_2, command)
-            case Opcode.CMD_TLBI_EL2_ALL:
-                tlb.invalidate_world(World.EL2)
-                tlb.invalidate_world(World.EL2_E2H)
-            case Opcode.CMD_TLBI_EL2_ASID:
-                tlb.invalidate_asid(World.EL2_E2H, 0, asid)
-            case Opcode.CMD_TLBI_EL2_VA if el2 is World.EL2_E2H:
-                self._invalidate_addresses(el2, 0, asid, command)
-            case _:
-                self._invalidate_addresses(el2, 0, None, command)
+    def _terminate(self, command: ResumeCommand) -> bool:
+        """CMD_STALL_TERM."""
+        if command.ssec:
+            return False
+        self._stalls.terminate(command.stream_id)
+        self._answered()
+        return True
+
+    # The TLB (4.4)
+
+    def _tlbi(self, effect: Callable[[TlbiCommand], None]) -> Callable[[TlbiCommand], bool]:
+        def apply(command: TlbiCommand) -> bool:
+            effect(command)
+            self.invalidated = True
+            return True
+
+        return apply
+
+    def _tlbi_nh_all(self, command: TlbiCommand) -> None:
+        self._tlb.invalidate_vmid(World.EL1, command.vmid & self._vmid_mask)
+
+    def _tlbi_s12_vmall(self, command: TlbiCommand) -> None:
+        self._tlb.invalidate_vmid(World.EL1, command.vmid & self._vmid_mask, stage_2=True)
+
+    def _tlbi_nh_asid(self, command: TlbiCommand) -> None:
+        vmid, asid = command.vmid & self._vmid_mask, command.asid & self._asid_mask
+        self._tlb.invalidate_asid(World.EL1, vmid, asid)
+
+    def _tlbi_el2_all(self, _: TlbiCommand) -> None:
+        self._tlb.invalidate_world(World.EL2)
+        self._tlb.invalidate_world(World.EL2_E2H)
+
+    def _tlbi_el2_asid(self, command: TlbiCommand) -> None:
+        self._tlb.invalidate_asid(World.EL2_E2H, 0, command.asid & self._asid_mask)
+
+    def _tlbi_addresses(
+        self, world: World, select: Callable[[TlbiCommand], int | None]
+    ) -> Callable[[TlbiCommand], bool]:
+        """An invalidation by address in `world`, of the ASID that `select` takes from the command; None is of all."""
+
+        def apply(command: TlbiCommand) -> bool:
+            if self._is_reserved(command):
+                return False
+            asid = select(command)
+            if asid is not None and asid != STAGE_2:
+                asid &= self._asid_mask
+            if world is World.EL1:
+                self._invalidate_addresses(world, command.vmid & self._vmid_mask, asid, command)
+            elif self._configuration.e2h:
+                self._invalidate_addresses(World.EL2_E2H, 0, asid, command)
+            else:
+                # CR2.E2H says which of the regimes of EL2 is meant; the one without it has no ASIDs (4.4.2.8).
+                self._invalidate_addresses(world, 0, None, command)
+            self.invalidated = True
+            return True
+
+        return apply
 
     def _is_reserved(self, command: TlbiCommand) -> bool:
         """A granule, and neither a range nor a level to go with it (4.4.1.1)."""
         return (
-            command.opcode in _BY_ADDRESS
-            and self._ranges
+            self._ranges
             and command.tg != 0
             and not command.num | command.scale | self._level(command)
         )
@@ -262,3 +275,11 @@ class CommandEffects:
         if level:
             shifts = (shifts[3 - level],)
         self._tlb.invalidate_range(world, vmid, asid, command.address, size, shifts)
+
+
+def _own_asid(command: TlbiCommand) -> int | None:
+    return command.asid
+
+
+def _every_asid(_: TlbiCommand) -> int | None:
+    return None

@@ -46,7 +46,8 @@ class CommandQueue:
         self.waiting = False
         """A command waits for transactions in flight, or for functions."""
         self._memory = memory
-        self._features = features
+        self._sends_messages = features.msi
+        self._output_mask = (1 << features.output_address_bits) - 1  # of an MSI's address (3.4.3)
         self._tracer = tracer
         self._effects = effects
         self._in_flight = in_flight
@@ -68,7 +69,7 @@ class CommandQueue:
     @property
     def busy(self) -> bool:
         """There is a command that can be consumed now."""
-        return self.enabled and not self.stopped and not self.waiting and not self.ring.empty
+        return self.enabled and not (self.stopped or self.waiting or self.ring.empty)
 
     def step(self) -> None:
         """Consume up to `COMMANDS_PER_STEP` commands."""
@@ -85,7 +86,7 @@ class CommandQueue:
             self._fail(CommandError.CERROR_ABT)
             return
         command = LAYOUTS.get(data[0], Command).from_bytes(data)  # type: ignore[call-overload]
-        if isinstance(command, SyncCommand):
+        if type(command) is SyncCommand:
             self._sync(command)
         elif self._effects.holds(command):
             self.waiting = True
@@ -113,7 +114,7 @@ class CommandQueue:
 
     @property
     def _index(self) -> int:
-        return self.ring.cons & (1 << self.ring.log2size) - 1
+        return self.ring.cons & self.ring.index_mask
 
     def _sync(self, command: SyncCommand) -> None:
         """Complete when all transactions that the invalidations before it concern are done (4.7.3, 3.21.3).
@@ -122,10 +123,12 @@ class CommandQueue:
         for all functions that were told to invalidate. One that did not answer is an error, after which the CMD_SYNC
         can be tried again (3.9.1.4).
         """
-        if command.cs not in list(CompletionSignal):
+        if command.cs > CompletionSignal.SIG_SEV:
             self._fail(CommandError.CERROR_ILL)
             return
-        if not self._effects.invalidated:
+        idle = not (len(self._in_flight) or len(self._ats_port) or self._ats_port.failed)
+        if idle or not self._effects.invalidated:
+            self._effects.invalidated = False
             self._complete(command)
             return
         self.waiting = True
@@ -155,11 +158,9 @@ class CommandQueue:
         self._done(command)
         # IDR0.SEV is 0: SIG_SEV completes like SIG_NONE (4.7.3).
         if command.cs == CompletionSignal.SIG_IRQ:
-            if command.msi_address and self._features.msi:
+            if self._sends_messages and (address := command.msi_address):
                 try:
-                    # Truncated to the OAS (3.4.3).
-                    address = command.msi_address & (1 << self._features.output_address_bits) - 1
-                    self._memory.store_u32(address, command.msi_data)
+                    self._memory.store_u32(address & self._output_mask, command.msi_data)
                 except BusError:
                     self._raise_error(GlobalError.MSI_CMDQ_ABT_ERR)
             else:

@@ -96,6 +96,8 @@ class Configuration:
 
     def invalidate_streams(self, stream_id: int, range_log2: int = 0) -> None:
         """The STEs of an aligned group of 2^range_log2 StreamIDs, and all CDs reached through them (4.3.1, 4.3.2)."""
+        if not (self._stes or self._contexts or self._bad):
+            return
         group = stream_id >> range_log2
         for stream in [s for s in self._stes if s >> range_log2 == group]:
             del self._stes[stream]

@@ -78,7 +78,7 @@ class EventQueue:
             # The record is lost and PROD stays: a choice (7.2 leaves it open).
             self._raise_error(GlobalError.EVENTQ_ABT_ERR)
             return self._lost(record, "the queue is not in memory")
-        index = ring.prod & (1 << ring.log2size) - 1
+        index = ring.prod & ring.index_mask
         ring.prod = ring.after(ring.prod)
         if self._tracer:
             self._tracer.emit(EventRecorded(_name(record), record.stream_id, index, str(record)))

@@ -36,6 +36,7 @@ from viommu.smmu.tlb import (
 )
 from viommu.smmu.translation import Translator
 from viommu.smmu.walk import Walker
+from viommu.trace import Tracer
 
 Runs = array  # of type code "Q": address, length, address, length, …
 
@@ -157,17 +158,23 @@ class Inspection:
         self._features = features = replace(smmu.features, caching="normal")
         self._memory = memory = _Onlooker(smmu.memory)
         self._tlb = Tlb()
+        nobody = Tracer()  # reads along, or meddles
         walker = Walker(
             memory,
             self._tlb,
+            nobody,
             wide=features.output_address_bits == 52,
             execute_never_2=features.stage_2_execute,
         )
-        self._configuration = Configuration(memory, features, walker)
-        self._translator = Translator(memory, self._configuration, self._tlb, walker, features)
+        self._configuration = Configuration(memory, features, walker, nobody)
+        self._translator = Translator(
+            memory, self._configuration, self._tlb, walker, features, nobody
+        )
         # Of a row of the TLB all entries are looked at together.
         ahead = replace(features, caching="hostile")
-        self._row_translator = Translator(memory, self._configuration, self._tlb, walker, ahead)
+        self._row_translator = Translator(
+            memory, self._configuration, self._tlb, walker, ahead, nobody
+        )
         self._rows: dict[tuple[Tag, int, int], _Row] = {}
         self._views: dict[tuple[int, int | None], tuple[object, list[Loaded], StreamView]] = {}
 

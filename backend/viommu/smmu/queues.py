@@ -8,12 +8,14 @@ _POSITION = 0xF_FFFF  # the 20 bits of a register that hold index and wrap bit
 class Ring:
     """The position of one queue. `prod` and `cons` are register values: index, then the wrap bit above it."""
 
+    __slots__ = (
+        "_base", "_entry_size", "_first", "_max_log2", "_positions", "cons", "index_mask", "prod",
+    )  # fmt: skip
+
     def __init__(self, entry_size: int, max_log2: int) -> None:
-        self.base = QueueBase()
-        self.prod = 0
-        self.cons = 0
         self._entry_size = entry_size
         self._max_log2 = max_log2
+        self.reset()
 
     def reset(self) -> None:
         """All registers 0."""
@@ -21,14 +23,18 @@ class Ring:
         self.prod = self.cons = 0
 
     @property
-    def log2size(self) -> int:
-        """log2 of entries; a LOG2SIZE above the maximum behaves as the maximum (6.3.26)."""
-        return min(self.base.log2size, self._max_log2)
+    def base(self) -> QueueBase:
+        """Where the queue lies, and its size."""
+        return self._base
 
-    @property
-    def _positions(self) -> int:
-        # Index and wrap bit together.
-        return (2 << self.log2size) - 1
+    @base.setter
+    def base(self, base: QueueBase) -> None:
+        self._base = base
+        # A LOG2SIZE above the maximum behaves as the maximum; the base is aligned to the size (6.3.26).
+        log2size = min(base.log2size, self._max_log2)
+        self.index_mask = (1 << log2size) - 1
+        self._positions = (2 << log2size) - 1  # index and wrap bit together
+        self._first = base.addr & -max(32, self._entry_size << log2size)
 
     @property
     def empty(self) -> bool:
@@ -38,17 +44,15 @@ class Ring:
     @property
     def full(self) -> bool:
         """Index equal, wrap bit not."""
-        return (self.prod ^ self.cons) & self._positions == 1 << self.log2size
+        return (self.prod ^ self.cons) & self._positions == self.index_mask + 1
 
     def visible(self, position: int) -> int:
         """What a register shows of a position that the SMMU owns: the bits above the wrap bit read as 0 (6.3.28)."""
         return position & (self._positions | ~_POSITION)
 
     def address(self, position: int) -> int:
-        """Where the entry of `position` lies. The base is aligned to the size of the queue (6.3.26)."""
-        size = self._entry_size << self.log2size
-        index = position & (1 << self.log2size) - 1
-        return self.base.addr & ~(max(32, size) - 1) | index * self._entry_size
+        """Where the entry of `position` lies."""
+        return self._first | (position & self.index_mask) * self._entry_size
 
     def after(self, position: int) -> int:
         """The position behind `position`; bits above the wrap bit stay."""
