@@ -31,7 +31,7 @@ class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
     `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens; with `ledger`
-    the trace has what `viommu.ledger.Ledger` needs.
+    the trace has what `viommu.ledger.Ledger` needs. `faults` is the path of a plan.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Serving:
         trace: bool = False,
         ledger: bool = False,
         seed: int = 0,
+        faults: Path | None = None,
     ) -> None:
         self._directory = RunDirectory()
         self._open = ExitStack()
@@ -53,6 +54,8 @@ class Serving:
             argv += ["--trace", str(self._trace)]
         if ledger:
             argv += ["--ledger"]
+        if faults is not None:
+            argv += ["--faults", str(faults)]
         try:
             self._process = BoundProcess(argv, pass_fds=(writer,))
         except BaseException:

@@ -10,10 +10,11 @@ from viommu.smmu.barrier import InFlight
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.event_queue import EventQueue
 from viommu.smmu.events import Aborted, StructureFetched, TransactionHeld, Translated
-from viommu.smmu.faults import Access, Fault, TransactionAborted, TransactionStalled
+from viommu.smmu.faults import Access, Fault, TransactionAborted, TransactionStalled, fault_of
+from viommu.smmu.points import TransactionArrived
 from viommu.smmu.stall import StallTable
 from viommu.smmu.translation import Translation, Translator
-from viommu.trace import Tracer
+from viommu.trace import Refuse, Replace, Tracer
 
 
 class Transactions:
@@ -32,6 +33,8 @@ class Transactions:
     ) -> None:
         self.enabled = False
         self.global_abort = False
+        self.failed = False
+        """Service failure mode: nothing goes through (12.3)."""
         self._configuration = configuration
         self._translator = translator
         self._events = events
@@ -113,6 +116,10 @@ class Transactions:
         raise TransactionStalled(stalled)
 
     def _route(self, access: Access, iova: int, size: int) -> Translation:
+        if self._tracer.meddler is not None:
+            iova = self._meddled(access, iova, size)
+        if self.failed:
+            raise Fault(None)
         if self.enabled:
             self._configuration.fetched = self._fetched if self._tracer else None
             return self._translator.translate(access, iova, size)
@@ -122,6 +129,18 @@ class Transactions:
             return self._translator.bypass(access, iova, size)
         except Fault:
             raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
+
+    def _meddled(self, access: Access, iova: int, size: int) -> int:
+        """The input address that a meddler wants. Raises the `Fault` that it wants."""
+        assert self._tracer.meddler is not None
+        point = TransactionArrived(access.stream_id, access.substream_id, iova, size, access.write)
+        match self._tracer.meddler(point):
+            case Refuse(code):
+                raise fault_of(code, access, iova)
+            case Replace(value):
+                return int(value)
+            case _:
+                return iova
 
     def _route_ranges(self, access: Access, ranges: "array[int]") -> Translation:
         if self.enabled:
