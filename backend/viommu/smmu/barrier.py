@@ -6,6 +6,7 @@ SMMUEN (6.3.9.6), an update of GBPA (6.3.14).
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 
@@ -16,6 +17,7 @@ class InFlight:
         self.clock: Callable[[], float] | None = None
         """Set once by who wants to know since when something is in flight."""
         self._since: dict[int, float] = {}
+        self._numbers = count(1)
         self._transactions: dict[int, Any] = {}
         self._waiters: list[tuple[set[int], Callable[[], None]]] = []
 
@@ -23,7 +25,17 @@ class InFlight:
         return len(self._transactions)
 
     def __iter__(self) -> Iterator[Any]:
+        """The transactions, oldest first."""
         return iter(tuple(self._transactions.values()))
+
+    @property
+    def newest(self) -> Any:
+        """The transaction that was translated last, of those in flight."""
+        return next(reversed(self._transactions.values()))
+
+    def next_number(self) -> int:
+        """A number by which a transaction is known in the trace."""
+        return next(self._numbers)
 
     def add(self, transaction: object) -> None:
         """`transaction` has been translated."""
