@@ -83,9 +83,14 @@ class Frame:
         self._put32(UserFrame.cmd, command)
 
     @property
+    def status(self) -> int:
+        """Its `cmd` register: the command while it runs, then how it ended."""
+        return self._dwords[self._user >> 2]
+
+    @property
     def running(self) -> bool:
         """Whether the command has not ended."""
-        return self._dwords[self._user >> 2] not in _ENDED
+        return self.status not in _ENDED
 
     @property
     def returned(self) -> int:
