@@ -34,6 +34,10 @@ from viommu.stack.calls import StackCalls
 from viommu.stack.endpoint import EndpointDevice, EndpointDriver
 from viommu.stack.manager import IoManager
 from viommu.trace import Event, Tracer
+from viommu.views.caches import CacheViews
+from viommu.views.functions import FunctionViews
+from viommu.views.registers import RegisterViews
+from viommu.views.tables import TableViews
 
 _log = logging.getLogger(__name__)
 _INVALIDATION_TIMEOUT = 60.0
@@ -106,6 +110,7 @@ class Server:
         self.scheduler = Scheduler(self._functions, seed)
         """Who does the next step."""
         DmaCalls(self.scheduler, self.methods)
+        FunctionViews(self._functions, time.monotonic, self.methods)
         self._host: HostDomains | None = None
         HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
@@ -126,10 +131,14 @@ class Server:
                 if spec.model == "smmuv3":
                     self._smmu = Smmu(memory, features, self.tracer)
                     SmmuCalls(self._smmu, self.methods)
+                    for views in (RegisterViews, TableViews, CacheViews):
+                        views(self._smmu, self.methods)
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
                     self._ports[spec.name] = port
+                    if control is not None:
+                        port.keep_time(time.monotonic)
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = SmmuTestEngine(

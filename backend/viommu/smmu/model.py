@@ -213,6 +213,10 @@ class Smmu:
             self.tracer.emit(RegisterAccess(register_name(offset), False, size, value))
         return value
 
+    def peek(self, register: Register) -> int:
+        """What a whole register reads as, without a word to the trace."""
+        return self._read_register(register)
+
     def write(self, offset: int, size: int, value: int) -> None:
         """Write `size` bytes at `offset` from page 0.
 
