@@ -72,7 +72,8 @@ class ControlSocket:
         self._methods, self._path = methods, path
         self._user = os.geteuid() if user is None else user
         self._clients: dict[int, _Client] = {}
-        self._subscribers = Subscribers[_Client](tracer or Tracer(), methods, self._call)
+        tracer = Tracer() if tracer is None else tracer  # one without readers is falsy
+        self._subscribers = Subscribers[_Client](tracer, methods, self._call)
         address = claim(path)
         self._listener = socket.socket(socket.AF_UNIX)
         mask = os.umask(0o177)  # never open to others, not for a moment

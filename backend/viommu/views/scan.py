@@ -12,6 +12,8 @@ _GROUP = 64
 _GROUPS = 512
 # How many groups one look goes through, if not said: it bounds how long others wait.
 
+_ABSENT = ("C_BAD_STREAMID", "C_BAD_SUBSTREAMID")
+
 Found = tuple[int, StreamView | None]
 
 
@@ -29,19 +31,27 @@ def scan(
     for group in range(first & -_GROUP, total, _GROUP):
         start, end = max(first, group), min(group + _GROUP, total)
         yield start, None
-        view, address = look(start)
-        if address is None:
-            if view.state not in ("C_BAD_STREAMID", "C_BAD_SUBSTREAMID"):
-                yield start, view  # and the others of the group are as bad
-            continue
-        try:
-            data = memory.read(address, (end - start) * _SIZE)
-        except BusError:
-            data = None  # the group reaches beyond its memory
+        _, address = look(start)
+        data = None if address is None else _read(memory, address, (end - start) * _SIZE)
         for number in range(start, end):
             offset = (number - start) * _SIZE
-            if data is None or data[offset : offset + _SIZE] not in plain:
-                yield number, look(number)[0]
+            if data is not None and data[offset : offset + _SIZE] in plain:
+                continue
+            view, address = look(number)
+            if address is not None:
+                yield number, view
+                continue
+            if view.state not in _ABSENT:
+                yield number, view
+            break  # and those behind it are as bad
+
+
+def _read(memory: GuestMemory, address: int, size: int) -> bytes | None:
+    """None: the group reaches beyond its memory."""
+    try:
+        return memory.read(address, size)
+    except BusError:
+        return None
 
 
 def page(
