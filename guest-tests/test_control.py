@@ -71,6 +71,7 @@ def test_dma_that_is_paused_can_be_looked_at(linux: LinuxRig) -> None:
     control.call("dma.resume")
     end = said(linux, 2)
     assert end["status"] == "HALTED"
-    assert end["landed"] and all(end["landed"])
+    assert end["landed"]
+    assert all(end["landed"])
     assert control.call("dma.state")["paused"] is False
     assert control.call("smmu.walk", stream_id=STREAM, iova=iova)["address"] is None

@@ -8,7 +8,7 @@ from tests import smmu_rig as hw
 from tests.control_rig import views
 from tests.smmu_rig import ASID, BASE, STREAM
 from tests.stages_rig import PS_48, S2_PLAIN, S2R, Stages, Table
-from viommu.smmu import Access, TransactionStalled
+from viommu.smmu import Access, TransactionAborted, TransactionStalled
 
 IOVA, OUT = 0x12_3400_0000, 0x5A_8000_0000
 IPA = 0x2_0000_0000
@@ -71,7 +71,7 @@ def test_queues_and_what_is_pending(rig: Looked) -> None:
     rig.submit((0x03 | STREAM << 32, 1), (0xFF, 0), (0x46, 0))
     rig.fault(0, stream=OTHER)
     rig.put(hw.STRTAB + 64 * OTHER, 0)
-    with pytest.raises(hw.TransactionAborted):
+    with pytest.raises(TransactionAborted):
         rig.go(0x1000, stream=OTHER)
     command, event, _ = rig.look("queues")
     assert command["state"] == "stopped by CERROR_ILL"
@@ -96,7 +96,7 @@ def test_a_queue_that_is_not_in_memory(rig: Looked) -> None:
 def test_an_event_queue_that_overflowed(rig: Looked) -> None:
     rig.put(hw.STRTAB + 64 * OTHER, 0)
     for number in range(34):
-        with pytest.raises(hw.TransactionAborted):
+        with pytest.raises(TransactionAborted):
             rig.go(number << 12, stream=OTHER)
         if number == 31:
             assert rig.look("queues")[1]["state"] == "full"

@@ -1,4 +1,4 @@
-"""`viommu ctl`: one call of a method of a running server, its result as a table or as JSON; or its events as they come."""
+"""`viommu ctl`: calls a method of a running server, or follows its events; tables for people, JSON for programs."""
 
 import json
 from collections.abc import Iterator

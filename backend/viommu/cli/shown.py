@@ -8,7 +8,10 @@ from rich.table import Column, Table
 from rich.text import Text
 
 _HEXADECIMAL = frozenset(
-    "address base error_address first iova offset s2ttb size stream_id ttb0 ttb1 value".split()
+    (
+        *("address", "base", "error_address", "first", "iova", "offset", "size", "stream_id"),
+        *("s2ttb", "ttb0", "ttb1", "value"),
+    )
 )
 _PROGRAMS_ONLY = frozenset({"words"})
 """What is in the JSON alone."""
