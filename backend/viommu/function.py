@@ -11,7 +11,6 @@ from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.pasid import PASID_CAPABILITY
 from viommu.endpoints.port import DmaPort
-from viommu.layouts.registers import REGISTER_FRAME_SIZE
 from viommu.memory import GuestMemory
 from viommu.smmu import Smmu
 from viommu.trace import Event, Tracer
@@ -75,12 +74,12 @@ class SmmuFunction:
     """The SMMU as the server sees a function: its registers are BAR 0."""
 
     identity = SMMU_IDENTITY
-    bars = (Bar(0, REGISTER_FRAME_SIZE),)
     msix_vectors = 0
     capabilities = ()
 
     def __init__(self, smmu: Smmu) -> None:
         self._smmu = smmu
+        self.bars = (Bar(0, smmu.features.frame_size),)
         self.interrupt: Callable[[int], bool] = lambda _: False
         smmu.interrupt = lambda: self.interrupt(0)
 
@@ -119,7 +118,7 @@ class Function:
         msix: bool,
     ) -> None:
         self.name, self._model = name, model
-        self.memory, self._port, self._tracer = memory, port, tracer
+        self.memory, self.port, self._tracer = memory, port, tracer
         self._dead = self._shared = self._complained = False
         self.device = device = PciDevice(socket_path, **model.identity._asdict())
         try:
@@ -219,9 +218,9 @@ class Function:
 
     def _follow_bus_master(self) -> None:
         enabled = self.device.bus_master and self._sees_memory()
-        if self._port is None or self._port.bus_master == enabled:
+        if self.port is None or self.port.closed or self.port.bus_master == enabled:
             return
-        self._port.bus_master = enabled
+        self.port.bus_master = enabled
         if self._tracer:
             self._tracer.emit(BusMasterChanged(self.name, enabled))
 
