@@ -49,8 +49,8 @@ class ControlClient:
     def notifications(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The events that `events.subscribe` asked for, as they come, however long that takes.
 
-        Each is `events.event` with the event, or `events.lost` with the `count` of those that came too fast. Raises
-        `ControlLost` when the server ends.
+        Each is `events.event` with the event, or `events.lost` with the `count` of those that came too fast. From here
+        on an answer to a call may take any time too. Raises `ControlLost` when the server ends.
         """
         self._socket.settimeout(None)
         while True:

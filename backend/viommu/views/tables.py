@@ -58,7 +58,7 @@ class TableViews:
                 "fields": None if view.ste is None else view.ste.as_dict(),
             },
         )
-        return {"streams": rows, "next": after}
+        return {"enabled": self._smmu.transactions.enabled, "streams": rows, "next": after}
 
     def stream(self, stream_id: StreamId, substream_id: SubstreamId | None = None) -> Row:
         """Show what governs a stream, or a substream: its STE and its CD, as they are in memory."""
@@ -141,7 +141,8 @@ class TableViews:
                 note(stream_id, None, view)
 
         _, after = page(self._streams(inspection, first), limit, follow)
-        return {"domains": list(domains.values()), "next": after}
+        enabled = self._smmu.transactions.enabled
+        return {"enabled": enabled, "domains": list(domains.values()), "next": after}
 
     def _streams(
         self, inspection: Inspection, first: int, *, everything: bool = False
