@@ -107,6 +107,31 @@ def rig(shared_rig: Shared[Rig], request: pytest.FixtureRequest) -> Rig:
     return found
 
 
+@pytest.fixture(scope="module", params=MACHINES)
+def shared_full_rig(
+    request: pytest.FixtureRequest, assets: Assets, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Shared[Rig]]:
+    path = tmp_path_factory.mktemp("machine") / "machine.toml"
+    path.write_text(with_profile(request.param, "endpoint_pasid = true\nvatos = true"), "utf-8")
+    shared = Shared(lambda: Rig(path, assets=assets, scripts=INSIDE))
+    yield shared
+    shared.close()
+
+
+@pytest.fixture
+def full_rig(shared_full_rig: Shared[Rig], request: pytest.FixtureRequest) -> Rig:
+    """The same with what no machine shows by default."""
+    found = shared_full_rig.get()
+    watch(request.node, found.guest)
+    return found
+
+
+def with_profile(machine: str, profile: str) -> str:
+    """The TOML of a machine, with lines for its SMMU."""
+    base = (machine_directory() / f"{machine}.toml").read_text("utf-8")
+    return f"{base}\n[smmu]\n{profile}\n"
+
+
 @pytest.fixture(scope="session")
 def kernel(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The kernel that the user gave, as arguments of `Guest`; empty for the guest's own."""
@@ -129,13 +154,12 @@ def profiles(
 ) -> Iterator[Callable[[str], LinuxRig]]:
     """A function that boots that guest on an SMMU with a line of TOML of its own, one at a time."""
     path = tmp_path_factory.mktemp("machine") / "machine.toml"
-    base = (machine_directory() / "aarch64-virt.toml").read_text("utf-8")
     shared: dict[str, Shared[LinuxRig]] = {}
 
     def get(profile: str) -> LinuxRig:
         if profile not in shared:
             close()
-            path.write_text(f"{base}\n[smmu]\n{profile}\n", "utf-8")
+            path.write_text(with_profile("aarch64-virt", profile), "utf-8")
             shared[profile] = Shared(lambda: LinuxRig(path, assets, kernel))
         return shared[profile].get()
 

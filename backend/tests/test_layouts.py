@@ -249,6 +249,7 @@ QEMU: dict[type[Layout], Places] = {
 # IHI 0070, the sections that define them.
 TEXT: dict[type[Layout], Places] = {
     registers.Idr0: {"atsrecerr": (0, 23, 23)},
+    registers.Idr2: {"ba_vatos": (0, 9, 0)},
     registers.Cr0: {"vmw": (0, 8, 6)},
     registers.Cr2: {"rec_cfg_ats": (0, 3, 3)},
     registers.Gbpa: {
@@ -405,7 +406,8 @@ def test_register_offsets() -> None:
         "EVENTQ_IRQ_CFG1": 0xB8, "EVENTQ_IRQ_CFG2": 0xBC, "PRIQ_BASE": 0xC0,
         "PRIQ_IRQ_CFG0": 0xD0, "PRIQ_IRQ_CFG1": 0xD8, "PRIQ_IRQ_CFG2": 0xDC,
         "GATOS_CTRL": 0x100, "GATOS_SID": 0x108, "GATOS_ADDR": 0x110, "GATOS_PAR": 0x118,
-        "PRIQ_PROD": 0x1_00C8, "PRIQ_CONS": 0x1_00CC,
+        "PRIQ_PROD": 0x1_00C8, "PRIQ_CONS": 0x1_00CC, "VATOS_SEL": 0x180, "VATOS_CTRL": 0x3_0A00,
+        "VATOS_SID": 0x3_0A08, "VATOS_ADDR": 0x3_0A10, "VATOS_PAR": 0x3_0A18,
     }  # fmt: skip
     assert {register.name: int(register) for register in registers.Register} == expected
 

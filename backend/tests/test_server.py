@@ -29,6 +29,7 @@ from viommu.endpoints.pattern import rand48
 from viommu.function import SMMU_IDENTITY
 from viommu.layouts.test_engine import UserFrame, user_frame
 from viommu.server import Server
+from viommu.smmu import Features
 
 INTX, MSIX = 0, 2
 EVENTS = BASE + 0x10_0000
@@ -106,6 +107,14 @@ def test_identities(machine: Machine) -> None:
     assert struct.unpack("<HH", engine.read(7, 0, 4)) == (0x13B5, 0xFF80)
     assert [smmu.region_info(bar).size for bar in range(6)] == [0x2_0000, 0, 0, 0, 0, 0]
     assert [engine.region_info(bar).size for bar in range(6)] == [0x2_0000, 0, 0, 0, 0, 0]
+
+
+def test_a_profile_with_vatos_has_a_larger_bar(make: Make) -> None:
+    smmu = make(features=Features(vatos=True)).connect("smmu")
+    assert smmu.region_info(0).size == 0x4_0000
+    place = 0x2_0000 + 0x1_0000 * smmu.get(0x08) + 0xA08
+    smmu.put(place, 0x10, 8)
+    assert smmu.get(place, 8) == 0x10
 
 
 # MMIO

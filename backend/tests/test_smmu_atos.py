@@ -9,7 +9,8 @@ from tests.ats_rig import BOTH, S2_MEM, S2_RO, S2_RW, S2_WORD, AtsRig
 from tests.smmu_rig import AF, BLOCK, PAGE, PLAIN, READ_ONLY, STREAM
 from viommu.smmu import Features
 
-CTRL, SID, ADDR, PAR = 0x100, 0x108, 0x110, 0x118
+GATOS = 0x100
+CTRL, SID, ADDR, PAR = GATOS, 0x108, 0x110, 0x118
 HTTUI, IND, RNW, PNU = 1 << 6, 1 << 7, 1 << 8, 1 << 9
 S1, S2, S12 = 1 << 10, 2 << 10, 3 << 10
 OK = 0xFF << 56 | 3 << 8
@@ -18,17 +19,19 @@ IPA = 0x1_4000_0000
 
 
 class AtosRig(AtsRig):
+    group = GATOS
+
     def __init__(self, features: Features = BOTH) -> None:
         super().__init__(features)
 
     def ask(self, address: int, kind: int, *, sid: int = STREAM) -> int:  # type: ignore[override]
-        self.write64(SID, sid)
-        self.write64(ADDR, address | kind)
-        self.write(CTRL, 1)
-        assert self.read(CTRL) == 0
+        self.write64(self.group + 8, sid)
+        self.write64(self.group + 16, address | kind)
+        self.write(self.group, 1)
+        assert self.read(self.group) == 0
         assert self.events() == []
         assert len(self.smmu.stalls) == 0
-        return self.read64(PAR)
+        return self.read64(self.group + 24)
 
 
 def fault(code: int, reason: int = 0, address: int = 0) -> int:

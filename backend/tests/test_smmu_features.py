@@ -88,6 +88,9 @@ def test_sizes_can_be_chosen(bits: int, code: int) -> None:
         {"stall_max": 0},
         {"stall_max": 1 << 16},
         {"caching": "sometimes"},
+        {"vatos": True, "atos": False},
+        {"vatos": True, "stage_2": False},
+        {"vatos": True, "stage_1": False},
     ],
     ids=str,
 )

@@ -9,9 +9,8 @@ S2AP = 3 << 6
 F_TRANSLATION, F_ADDR_SIZE = 0x10, 0x11
 
 
-@pytest.fixture
-def rig() -> Rig:
-    rig = Rig(Features(output_address_bits=44))
+def make(oas: int) -> Rig:
+    rig = Rig(Features(output_address_bits=oas))
     table = rig.alloc(4096)
     rig.put(table + 8 * 2, 0x8000_0000 | S2AP | AF | BLOCK)
     # 32 bits in, from level 1 on; 44 bits out, AArch64, faults recorded.
@@ -22,12 +21,20 @@ def rig() -> Rig:
 
 
 @pytest.mark.parametrize(
-    ("above", "event", "stage_2"),
-    [(1 << 43, F_TRANSLATION, 1), (1 << 44, F_ADDR_SIZE, 0), (0xAB << 56, F_ADDR_SIZE, 0)],
+    ("oas", "above", "event", "stage_2"),
+    [
+        (32, 1 << 32, F_ADDR_SIZE, 0),
+        (36, 1 << 35, F_TRANSLATION, 1),
+        (36, 1 << 36, F_ADDR_SIZE, 0),
+        (44, 1 << 43, F_TRANSLATION, 1),
+        (44, 1 << 44, F_ADDR_SIZE, 0),
+        (44, 0xAB << 56, F_ADDR_SIZE, 0),
+    ],
 )
 def test_what_is_out_of_range_is_refused_with_a_full_tlb(
-    rig: Rig, above: int, event: int, stage_2: int
+    oas: int, above: int, event: int, stage_2: int
 ) -> None:
+    rig = make(oas)
     inside = 0x8000_1000
     assert rig.smmu.translate(Access(STREAM), inside, 4).runs[0] == inside
     with pytest.raises(TransactionAborted) as aborted:

@@ -32,7 +32,7 @@ ALL |= 1 << 10 | 1 << 23 | 1 << 16 | 1 << 15
 REGISTERS = {
     # feature: register, mask, value with everything, value without it
     "stage_1": (hw.IDR0, 1 << 1 | 1 << 9, 1 << 1 | 1 << 9, 0),
-    "stage_2": (hw.IDR0, 1 << 0 | 1 << 18, 1 << 0 | 1 << 18, 0),
+    "stage_2": (hw.IDR0, 1 << 0 | 1 << 9 | 1 << 18, 1 << 0 | 1 << 9 | 1 << 18, 0),
     "hyp": (hw.IDR0, 1 << 9, 1 << 9, 0),
     "httu": (hw.IDR0, 3 << 6, 2 << 6, 0),
     "asid_bits": (hw.IDR0, 1 << 12, 1 << 12, 0),
@@ -58,6 +58,7 @@ REGISTERS = {
     "ats": (hw.IDR0, 1 << 10 | 1 << 23 | 1 << 16, 1 << 10 | 1 << 23 | 1 << 16, 0),
     "pri": (hw.IDR0, 1 << 16, 1 << 16, 0),
     "atos": (hw.IDR0, 1 << 15, 1 << 15, 0),
+    "vatos": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
     "endpoint_pasid": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
     "caching": (hw.IDR0, 0xFFFF_FFFF, ALL, ALL),
 }
@@ -144,7 +145,7 @@ ALWAYS = {0x01, 0x02, 0x03, 0x04, 0x30, 0x46}
     [
         ({}, set()),
         ({"stage_1": False}, STAGE_1_COMMANDS | EL2_COMMANDS),
-        ({"stage_2": False}, STAGE_2_COMMANDS),
+        ({"stage_2": False}, STAGE_2_COMMANDS | EL2_COMMANDS),
         ({"hyp": False}, EL2_COMMANDS),
         ({"stall_model": "terminate"}, STALL_COMMANDS),
         ({"stall_model": "stall"}, set()),

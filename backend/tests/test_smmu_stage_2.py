@@ -61,7 +61,7 @@ def legal(granule: int, sl0: int, t0sz: int, oas: int) -> bool:
     return t0sz in allowed and t0sz >= 64 - oas and (t0sz >= 16 or granule == 16)
 
 
-@pytest.mark.parametrize("oas", [40, 44, 48, 52])
+@pytest.mark.parametrize("oas", [32, 36, 40, 44, 48, 52])
 @pytest.mark.parametrize("granule", [12, 14, 16])
 def test_every_combination_of_t0sz_and_sl0(granule: int, oas: int) -> None:
     rig = Stages(everything_but(output_address_bits=oas))

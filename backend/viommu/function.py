@@ -11,7 +11,6 @@ from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.pasid import PASID_CAPABILITY
 from viommu.endpoints.port import DmaPort
-from viommu.layouts.registers import REGISTER_FRAME_SIZE
 from viommu.memory import GuestMemory
 from viommu.smmu import Smmu
 from viommu.trace import Event, Tracer
@@ -75,12 +74,12 @@ class SmmuFunction:
     """The SMMU as the server sees a function: its registers are BAR 0."""
 
     identity = SMMU_IDENTITY
-    bars = (Bar(0, REGISTER_FRAME_SIZE),)
     msix_vectors = 0
     capabilities = ()
 
     def __init__(self, smmu: Smmu) -> None:
         self._smmu = smmu
+        self.bars = (Bar(0, smmu.features.frame_size),)
         self.interrupt: Callable[[int], bool] = lambda _: False
         smmu.interrupt = lambda: self.interrupt(0)
 

@@ -4,7 +4,7 @@ import mmap
 import os
 
 DEVICES = "/sys/bus/pci/devices"
-_COMMAND = 4
+_COMMAND, _EXTENDED = 4, 0x100
 _BUS_MASTER = 1 << 2
 _INTX_DISABLE = 1 << 10
 
@@ -41,12 +41,32 @@ class Function:
         """Let the function assert its interrupt pin (again)."""
         self._set_command(_INTX_DISABLE, False)
 
-    def _set_command(self, bit: int, on: bool) -> None:
-        descriptor = os.open(f"{self.path}/config", os.O_RDWR)
-        command = int.from_bytes(os.pread(descriptor, 2, _COMMAND), "little")
-        command = command | bit if on else command & ~bit
-        os.pwrite(descriptor, command.to_bytes(2, "little"), _COMMAND)
+    def extended_capability(self, capability: int) -> int:
+        """Where in config space it begins; 0 when there is none."""
+        place = _EXTENDED
+        while place:
+            found, link = self.config(place), self.config(place + 2)
+            if found == capability:
+                return place
+            place = link >> 4
+        return 0
+
+    def config(self, offset: int) -> int:
+        """16 bits of config space."""
+        descriptor = os.open(f"{self.path}/config", os.O_RDONLY)
+        value = os.pread(descriptor, 2, offset)
         os.close(descriptor)
+        return int.from_bytes(value, "little")
+
+    def set_config(self, offset: int, value: int) -> None:
+        """Write 16 bits of config space."""
+        descriptor = os.open(f"{self.path}/config", os.O_RDWR)
+        os.pwrite(descriptor, value.to_bytes(2, "little"), offset)
+        os.close(descriptor)
+
+    def _set_command(self, bit: int, on: bool) -> None:
+        command = self.config(_COMMAND)
+        self.set_config(_COMMAND, command | bit if on else command & ~bit)
 
     def map_bar(self, index: int = 0) -> memoryview:
         """The bytes of a BAR. Access them through a cast of the width that the register has."""

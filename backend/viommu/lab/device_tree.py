@@ -18,7 +18,7 @@ from viommu.lab.errors import LabError
 from viommu.lab.qemu import machine_arguments
 
 SMMU_FRAME_SIZE = 0x2_0000
-"""Bytes of registers: two pages of 64 KiB."""
+"""Bytes of registers that the kernel's driver uses: two pages of 64 KiB."""
 
 _DUMP_LIMIT = 30.0  # seconds
 _ROOM = 4096  # bytes for what is added

@@ -1,4 +1,4 @@
-"""The registers of address translation operations (IHI 0070, 6.3.37 to 6.3.40, chapter 9)."""
+"""The registers of address translation operations (IHI 0070, 6.3.37 to 6.3.40, 6.3.99 to 6.3.102, chapter 9)."""
 
 from enum import IntEnum
 
@@ -14,7 +14,7 @@ class AtosType(IntEnum):
 
 
 class AtosSid(Layout, size=8):
-    """SMMU_GATOS_SID (6.3.38)."""
+    """SMMU_GATOS_SID and SMMU_VATOS_SID (6.3.38, 6.3.100)."""
 
     stream_id = bits(31, 0)
     substream_id = bits(51, 32)
@@ -22,7 +22,7 @@ class AtosSid(Layout, size=8):
 
 
 class AtosAddr(Layout, size=8):
-    """SMMU_GATOS_ADDR (6.3.39)."""
+    """SMMU_GATOS_ADDR and SMMU_VATOS_ADDR (6.3.39, 6.3.101)."""
 
     httui = bits(6, kind=bool)
     ind = bits(7, kind=bool)
@@ -33,7 +33,7 @@ class AtosAddr(Layout, size=8):
 
 
 class AtosResult(Layout, size=8):
-    """SMMU_GATOS_PAR when FAULT is 0 (6.3.40)."""
+    """SMMU_GATOS_PAR and SMMU_VATOS_PAR when FAULT is 0 (6.3.40, 6.3.102)."""
 
     fault = bits(0, kind=bool)
     sh = bits(9, 8)
@@ -43,7 +43,7 @@ class AtosResult(Layout, size=8):
 
 
 class AtosFault(Layout, size=8):
-    """SMMU_GATOS_PAR when FAULT is 1 (6.3.40)."""
+    """The same when FAULT is 1."""
 
     fault = bits(0, kind=bool)
     reason = bits(2, 1)

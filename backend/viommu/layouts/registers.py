@@ -8,6 +8,10 @@ PAGE_1 = 0x1_0000
 """Offset of register page 1 from page 0, bytes (6.1)."""
 REGISTER_FRAME_SIZE = 0x2_0000
 """Pages 0 and 1 together, bytes."""
+VATOS_PAGE = 0x3_0000
+"""Offset of the VATOS page, bytes: where IDR2.BA_VATOS says (6.3.3)."""
+VATOS_FRAME_SIZE = 0x4_0000
+"""The pages up to that one, bytes."""
 
 
 class Register(IntEnum):
@@ -52,10 +56,15 @@ class Register(IntEnum):
     GATOS_SID = 0x108
     GATOS_ADDR = 0x110
     GATOS_PAR = 0x118
+    VATOS_SEL = 0x180
     EVENTQ_PROD = PAGE_1 + 0xA8
     EVENTQ_CONS = PAGE_1 + 0xAC
     PRIQ_PROD = PAGE_1 + 0xC8
     PRIQ_CONS = PAGE_1 + 0xCC
+    VATOS_CTRL = VATOS_PAGE + 0xA00
+    VATOS_SID = VATOS_PAGE + 0xA08
+    VATOS_ADDR = VATOS_PAGE + 0xA10
+    VATOS_PAR = VATOS_PAGE + 0xA18
 
 
 WIDE_REGISTERS = frozenset(
@@ -70,6 +79,9 @@ WIDE_REGISTERS = frozenset(
         Register.GATOS_SID,
         Register.GATOS_ADDR,
         Register.GATOS_PAR,
+        Register.VATOS_SID,
+        Register.VATOS_ADDR,
+        Register.VATOS_PAR,
     }
 )
 """The registers of 64 bits; a 32-bit access reaches either half (6.2)."""
@@ -118,6 +130,12 @@ class Idr1(Layout, size=4):
     queues_preset = bits(29, kind=bool)
     tables_preset = bits(30, kind=bool)
     ecmdq = bits(31, kind=bool)
+
+
+class Idr2(Layout, size=4):
+    """SMMU_IDR2 (6.3.3). The VATOS page begins at 0x2_0000 + `ba_vatos` times 64 KiB."""
+
+    ba_vatos = bits(9, 0)
 
 
 class Idr3(Layout, size=4):

@@ -2,10 +2,14 @@
 
 The operation is complete when the write of RUN returns, so that RUN always reads 0. It records nothing and stalls
 nothing. The model has one memory type: ATTR is Normal, Write-Back and SH Inner Shareable. With HTTUI what HA and HD say
-is ignored, so that a clear access flag is a fault unless AFFD is set: a choice. There is no VATOS.
+is ignored, so that a clear access flag is a fault unless AFFD is set: a choice.
+
+Who has the VATOS page asks for stage 1 of the streams of one VMID, that of VATOS_SEL; every other stream is C_BAD_STE
+(9.1.6).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import IntEnum
 
 from viommu.layouts.atos import (
     INTERNAL_ERR,
@@ -26,8 +30,9 @@ from viommu.smmu.context import (
     stream_context,
     translates_stage_1,
     translates_stage_2,
+    vmid_of,
 )
-from viommu.smmu.faults import Access, Fault, translation_fault
+from viommu.smmu.faults import Access, Fault, configuration_fault, translation_fault
 from viommu.smmu.features import Features
 from viommu.smmu.tlb import OUTPUT, Entry, Tlb
 from viommu.smmu.translation import Translator
@@ -35,6 +40,27 @@ from viommu.smmu.walk import needed_flags
 
 _NORMAL_WRITE_BACK, _INNER_SHAREABLE = 0xFF, 3
 _SID_VALID = 1 << 52
+
+
+ATOS_REGISTERS = frozenset(register for register in Register if "ATOS_" in register.name)
+"""The registers of both groups, and VATOS_SEL."""
+_GROUP = 0x20
+# Bytes from one CTRL to the end of its group, which is aligned to as many.
+
+
+class _Place(IntEnum):
+    CTRL = 0x00
+    SID = 0x08
+    ADDR = 0x10
+    PAR = 0x18
+
+
+@dataclass(slots=True)
+class _Group:
+    virtual: bool
+    sid: int = 0
+    addr: int = 0
+    par: int = 0
 
 
 class _Refused(Exception):
@@ -46,7 +72,7 @@ class _Refused(Exception):
 
 
 class Atos:
-    """The GATOS register group."""
+    """The register groups that the profile has: GATOS, and VATOS with its VMID."""
 
     def __init__(
         self, features: Features, configuration: Configuration, translator: Translator, tlb: Tlb
@@ -61,37 +87,46 @@ class Atos:
         substreams = (1 << features.substream_id_bits) - 1
         self._sid_mask = (1 << features.stream_id_bits) - 1 | substreams << 32
         self._sid_mask |= _SID_VALID if substreams else 0
+        self._vmid_mask = (1 << features.vmid_bits) - 1 if features.vatos else 0
         self.reset()
 
     def reset(self) -> None:
         """All registers 0."""
         self.enabled = False
-        self._sid, self._addr, self._par = 0, 0, 0
+        self._vmid = 0
+        self._groups: dict[int, _Group] = {}
+        if self._features.atos:
+            self._groups[Register.GATOS_CTRL] = _Group(virtual=False)
+        if self._features.vatos:
+            self._groups[Register.VATOS_CTRL] = _Group(virtual=True)
 
     def read(self, register: int) -> int:
-        """SMMU_GATOS_CTRL, _SID, _ADDR or _PAR."""
-        match register:
-            case Register.GATOS_SID:
-                return self._sid
-            case Register.GATOS_ADDR:
-                return self._addr
-            case Register.GATOS_PAR:
-                return self._par
-        return 0
+        """One of `ATOS_REGISTERS`."""
+        if register == Register.VATOS_SEL:
+            return self._vmid
+        group = self._groups.get(register & -_GROUP)
+        if group is None:
+            return 0
+        return (0, group.sid, group.addr, group.par)[register % _GROUP >> 3]
 
     def write(self, register: int, value: int) -> None:
         """Write one of them; RUN does nothing while SMMUEN is 0 (6.3.37)."""
-        if not self._features.atos:
+        if register == Register.VATOS_SEL:
+            self._vmid = value & self._vmid_mask
             return
-        match register:
-            case Register.GATOS_SID:
-                self._sid = value & self._sid_mask
-            case Register.GATOS_ADDR:
-                self._addr = value & ~0x3F
-            case Register.GATOS_CTRL if value & 1 and self.enabled:
-                self._par = self._run(AtosSid(self._sid), AtosAddr(self._addr))
+        group = self._groups.get(register & -_GROUP)
+        if group is None:
+            return
+        match register % _GROUP:
+            case _Place.SID:
+                group.sid = value & self._sid_mask
+            case _Place.ADDR:
+                group.addr = value & ~0x3F
+            case _Place.CTRL if value & 1 and self.enabled:
+                group.par = self._run(group)
 
-    def _run(self, sid: AtosSid, addr: AtosAddr) -> int:
+    def _run(self, group: _Group) -> int:
+        sid, addr = AtosSid(group.sid), AtosAddr(group.addr)
         access = Access(
             sid.stream_id,
             sid.substream_id if sid.ssid_valid else None,
@@ -100,7 +135,7 @@ class Atos:
             addr.ind and addr.rnw,
         )
         try:
-            shift, slot = self._look_up(access, addr)
+            shift, slot = self._look_up(access, addr, virtual=group.virtual)
         except _Refused as refused:
             return AtosFault(fault=True, fault_code=refused.code).value
         except Fault as fault:
@@ -114,18 +149,20 @@ class Atos:
             address=address, size_flag=size_flag, sh=_INNER_SHAREABLE, attr=_NORMAL_WRITE_BACK
         ).value
 
-    def _look_up(self, access: Access, addr: AtosAddr) -> Entry:
-        """What maps the address; raises `_Refused` and `Fault` in the order of 9.1.5."""
+    def _look_up(self, access: Access, addr: AtosAddr, *, virtual: bool) -> Entry:
+        """What maps the address; raises `_Refused` and `Fault` in the order of 9.1.5 and 9.1.6."""
         features, kind = self._features, addr.type
         possible = {
             AtosType.STAGE_1: features.stage_1,
             AtosType.STAGE_2: features.stage_2 and access.substream_id is None,
             AtosType.BOTH: features.stage_1 and features.stage_2,
         }
-        if not possible.get(kind, False):
+        if not possible.get(kind, False) or (virtual and kind != AtosType.STAGE_1):
             raise _Refused(INV_REQ)
         self._translator.refresh()
         ste = self._configuration.ste(access)
+        if virtual and vmid_of(ste, features) != self._vmid:
+            raise configuration_fault(EventType.C_BAD_STE, access)
         present = {
             AtosType.STAGE_1: translates_stage_1(ste),
             AtosType.STAGE_2: translates_stage_2(ste),

@@ -125,6 +125,15 @@ def translates_stage_2(ste: StreamTableEntry) -> bool:
     return ste.config in (SteConfig.S2_TRANSLATE, SteConfig.NESTED)
 
 
+def vmid_of(ste: StreamTableEntry, features: Features) -> int | None:
+    """S2VMID, which tags what is translated for EL1, by stage 1 alone too; None where nothing is (5.2, S2VMID)."""
+    if not features.stage_2 or not (translates_stage_1(ste) or translates_stage_2(ste)):
+        return None
+    if ste.config == SteConfig.S1_TRANSLATE and features.el2 and ste.strw != StreamWorld.NS_EL1:
+        return None
+    return ste.s2_vmid
+
+
 def cd_max(ste: StreamTableEntry, features: Features) -> int:
     """S1CDMax, which is ignored when there are no substreams at all (5.2)."""
     return ste.s1_cd_max if features.substream_id_bits else 0
@@ -148,9 +157,7 @@ def ste_illegal(ste: StreamTableEntry, features: Features) -> bool:
     world_counts = ste.config == SteConfig.S1_TRANSLATE and features.el2
     if world_counts and ste.strw not in list(StreamWorld):
         return True
-    # S2VMID counts whenever something translates for EL1 (5.2, S2VMID).
-    tagged = features.stage_2 and ste.config != SteConfig.BYPASS
-    if tagged and not (world_counts and ste.strw) and ste.s2_vmid >> features.vmid_bits:
+    if (vmid_of(ste, features) or 0) >> features.vmid_bits:
         return True
     if translates_stage_2(ste):
         return not features.stage_2 or decode_stage_2(ste, features) is None
@@ -306,9 +313,7 @@ def stream_context(
     stage_2 = decode_stage_2(ste, features) if translates_stage_2(ste) else None
     tags: tuple[Tag, ...]
     if stage_1 is not None:
-        vmid = stage_2.tag.vmid if stage_2 is not None else 0
-        if stage_1.world is World.EL1 and stage_2 is None and features.stage_2:
-            vmid = ste.s2_vmid  # stage 1 alone is tagged with it too (5.2, S2VMID)
+        vmid = vmid_of(ste, features) or 0
         tags = tuple(Tag(stage_1.world, vmid, asid) for asid in (stage_1.asid, stage_1.global_asid))
     elif stage_2 is not None:
         tags = (stage_2.tag,)

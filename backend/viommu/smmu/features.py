@@ -2,7 +2,17 @@
 
 from dataclasses import dataclass
 
-from viommu.layouts.registers import ADDRESS_SIZES, Idr0, Idr1, Idr3, Idr5
+from viommu.layouts.registers import (
+    ADDRESS_SIZES,
+    REGISTER_FRAME_SIZE,
+    VATOS_FRAME_SIZE,
+    VATOS_PAGE,
+    Idr0,
+    Idr1,
+    Idr2,
+    Idr3,
+    Idr5,
+)
 
 STALL_MODELS = {"both": 0, "terminate": 1, "stall": 2}
 """IDR0.STALL_MODEL by name: either, faults always terminate, faults always stall where they can."""
@@ -46,6 +56,7 @@ class Features:
     ats: bool = True
     pri: bool = True
     atos: bool = True
+    vatos: bool = False
     endpoint_pasid: bool = False
     caching: str = "normal"
 
@@ -64,6 +75,7 @@ class Features:
             (self.break_before_make_level in (0, 1, 2), "break_before_make_level is 0, 1 or 2"),
             (1 <= self.stall_max <= 0xFFFF, "stall_max is 1 to 65535"),
             (self.ats or not self.pri, "pri needs ats"),
+            (not self.vatos or (self.atos and self.stage_1 and self.stage_2), "vatos needs atos, stage_1 and stage_2"),
             (self.substream_id_bits or not self.endpoint_pasid, "endpoint_pasid needs substream_id_bits"),
             (self.caching in ("none", "normal", "hostile"), "caching is none, normal or hostile"),
             (self.output_address_bits < 52 or 16 in self.granules, "52 address bits need the 64 KiB granule (16)"),
@@ -79,8 +91,13 @@ class Features:
 
     @property
     def el2(self) -> bool:
-        """Stage 1 can belong to EL2."""
-        return self.hyp and self.stage_1
+        """Stage 1 can belong to EL2. An SMMU without both stages has no hypervisor's regime (6.3.1, Hyp)."""
+        return self.hyp and self.stage_1 and self.stage_2
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes of register pages: what a driver has to map, and the size of the BAR (6.1)."""
+        return VATOS_FRAME_SIZE if self.vatos else REGISTER_FRAME_SIZE
 
     @property
     def minor_revision(self) -> int:
@@ -103,6 +120,7 @@ class Features:
             ats=self.ats,
             pri=self.pri,
             atos=self.atos,
+            vatos=self.vatos,
             asid16=self.asid_bits == 16,
             vmid16=self.vmid_bits == 16 and self.stage_2,
             msi=self.msi,
@@ -125,6 +143,11 @@ class Features:
             attr_perms_ovr=self.permission_overrides,
             attr_types_ovr=self.attribute_overrides,
         )
+
+    def idr2(self) -> Idr2:
+        """Where the VATOS page is: the last of a frame whose size is a power of two, so that who reads no IDR2 errs."""
+        beyond = VATOS_PAGE - REGISTER_FRAME_SIZE
+        return Idr2(ba_vatos=beyond >> 16 if self.vatos else 0)
 
     def idr3(self) -> Idr3:
         """The extensions."""

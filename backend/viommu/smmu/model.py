@@ -1,4 +1,4 @@
-"""The SMMU as software sees it: two register pages, and what each register does (IHI 0070, chapter 6)."""
+"""The SMMU as software sees it: its register pages, and what each register does (IHI 0070, chapter 6)."""
 
 from array import array
 from collections.abc import Callable
@@ -9,7 +9,6 @@ from viommu.layouts.registers import (
     PAGE_1,
     PRIQ_LAST_ONLY,
     QUEUE_OVERFLOW,
-    REGISTER_FRAME_SIZE,
     WIDE_REGISTERS,
     Cr0,
     Cr2,
@@ -23,7 +22,7 @@ from viommu.layouts.registers import (
     StrtabBaseCfg,
 )
 from viommu.memory import GuestMemory
-from viommu.smmu.atos import Atos
+from viommu.smmu.atos import ATOS_REGISTERS, Atos
 from viommu.smmu.ats import Ats, TranslationCompletion
 from viommu.smmu.ats_port import AtsFunction, AtsPort
 from viommu.smmu.barrier import InFlight
@@ -171,6 +170,7 @@ class Smmu:
         self._registers |= {
             Register.IDR0: self.features.idr0().value,
             Register.IDR1: self.features.idr1().value,
+            Register.IDR2: self.features.idr2().value,
             Register.IDR3: self.features.idr3().value,
             Register.IDR5: self.features.idr5().value,
             Register.AIDR: self.features.minor_revision,
@@ -234,9 +234,8 @@ class Smmu:
         else:
             self._write_word(offset, value)
 
-    @staticmethod
-    def _reachable(offset: int, size: int) -> bool:
-        return size in (4, 8) and not offset % size and 0 <= offset < REGISTER_FRAME_SIZE
+    def _reachable(self, offset: int, size: int) -> bool:
+        return size in (4, 8) and not offset % size and 0 <= offset < self.features.frame_size
 
     def _read_word(self, offset: int) -> int:
         if offset & 4 and offset - 4 in WIDE_REGISTERS:
@@ -270,12 +269,12 @@ class Smmu:
                 return self.events.ring.cons
             case Register.PRIQ_BASE | Register.PRIQ_PROD | Register.PRIQ_CONS as register:
                 return self.page_requests.read(register)
-            case Register.GATOS_SID | Register.GATOS_ADDR | Register.GATOS_PAR as register:
-                return self.atos.read(register)
             case Register.STRTAB_BASE:
                 return self.configuration.base.value
             case Register.STRTAB_BASE_CFG:
                 return self.configuration.base_cfg.value
+            case register if register in ATOS_REGISTERS:
+                return self.atos.read(register)
             case register:
                 return self._registers.get(register, 0)
 
@@ -336,7 +335,7 @@ class Smmu:
                 if register == Register.PRIQ_BASE:
                     value &= self._stored(QueueBase)
                 self.page_requests.write(register, value, enabled)
-            case Register.GATOS_CTRL | Register.GATOS_SID | Register.GATOS_ADDR as register:
+            case register if register in ATOS_REGISTERS:
                 self.atos.write(register, value)
             case Register.PRIQ_IRQ_CFG2 if self.features.pri:
                 # LO is there without MSIs too (6.3.1, MSI).
