@@ -4,6 +4,7 @@ import base64
 import json
 import select
 import subprocess
+import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,16 +19,28 @@ _LIMIT = 60.0  # seconds for an answer
 _STARTER = 'exec "$@" 3<&0 4>&1 </dev/null >&2'
 
 
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 class Chromium:
     """One tab. `errors` are what scripts threw and complained of, `requests` the addresses that were asked for."""
 
     def __init__(self, *, width: int = 1440, height: int = 1100, dark: bool = False) -> None:
-        program = provide(Cache(cache_directory()), lambda text: print(text, flush=True))
+        program = provide(Cache(cache_directory()), _say)
         self._home = TemporaryDirectory(prefix="viommu-chromium-")
         # It runs as root in containers, where its own sandbox cannot be made.
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         options += ["--remote-debugging-pipe", f"--user-data-dir={self._home.name}", "--headless"]
-        command = ["sh", "-c", _STARTER, "sh", str(program), *options, f"--window-size={width},{height}"]
+        command = [
+            "sh",
+            "-c",
+            _STARTER,
+            "sh",
+            str(program),
+            *options,
+            f"--window-size={width},{height}",
+        ]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -83,7 +96,9 @@ class Chromium:
         match method:
             case "Runtime.exceptionThrown":
                 details = parameters["exceptionDetails"]
-                self.errors.append(details.get("exception", details).get("description", str(details)))
+                self.errors.append(
+                    details.get("exception", details).get("description", str(details))
+                )
             case "Log.entryAdded" if parameters["entry"]["level"] in ("error", "warning"):
                 self.errors.append(parameters["entry"]["text"])
             case "Runtime.consoleAPICalled" if parameters["type"] in ("error", "assert"):
@@ -104,8 +119,9 @@ class Chromium:
 
     def settle(self) -> None:
         """Wait until what is to be drawn has been drawn."""
-        frames = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))"
-        self.call("Runtime.evaluate", expression=frames, awaitPromise=True)
+        for _ in range(3):
+            frame = "new Promise(done => requestAnimationFrame(done))"
+            self.call("Runtime.evaluate", expression=frame, awaitPromise=True)
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
@@ -116,9 +132,7 @@ class Chromium:
     def click(self, x: float, y: float) -> None:
         """A click of the mouse, in pixels of the window."""
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
         self.settle()
 
     def key(self, key: str) -> None:

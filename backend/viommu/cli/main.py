@@ -16,6 +16,7 @@ from rich.table import Table
 
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
+from viommu.cli.run import report, run
 from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
 from viommu.lab.errors import LabError, QemuExited, describe_exit
@@ -203,6 +204,10 @@ def _report(serving: Serving) -> None:
         _err.print(f"\nThe server of the devices said:\n{said}", highlight=False, markup=False)
     if serving.exit_code is not None:
         raise ServerFailed(f"the server of the devices: {describe_exit(serving.exit_code)}")
+
+
+app.command(short_help="Run a script or a command in a guest, and report.")(run)
+app.command(short_help="Make a page of a trace.")(report)
 
 
 @app.command(short_help="Show attach, DMA and detach on a guest.")

@@ -95,6 +95,11 @@ class Serving:
             raise ValueError("the trace is off: pass trace=True")
         return TraceReader(self._trace)
 
+    @property
+    def trace_path(self) -> Path | None:
+        """The file of the trace."""
+        return self._trace
+
     def close(self) -> None:
         """End the server and remove its directory."""
         self._process.close()

@@ -18,7 +18,9 @@ _SCRIPTS = ("scale.js", "view.js", "panes.js", "page.js")
 _LINES = 5000  # of the console; the last ones
 _WIDTH = 1000  # characters of a line
 _EVIDENCE = 16
-_CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f]"
+)
 
 
 def page(run: Run, timeline: Timeline) -> str:
@@ -56,7 +58,8 @@ def _embedded(data: Any) -> str:
 
 def _data(run: Run, timeline: Timeline) -> dict[str, Any]:
     numbers = {id(item): number for number, item in enumerate(timeline.items)}
-    console = run.console[-_LINES:]
+    lines = [line for line in run.console if line.text.strip()]
+    console = lines[-_LINES:]
     return {
         "title": run.title,
         "facts": list(run.facts.items()),
@@ -82,7 +85,7 @@ def _data(run: Run, timeline: Timeline) -> dict[str, Any]:
         ],
         "records": [_record(record, numbers[id(item)]) for record, item in timeline.records],
         "console": [[line.time, plain(line.text)[:_WIDTH]] for line in console],
-        "unshown": len(run.console) - len(console),
+        "unshown": len(lines) - len(console),
     }
 
 

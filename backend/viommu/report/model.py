@@ -14,6 +14,7 @@ KINDS = (
 """What an item can be; a reader filters by it."""
 
 _EVENTS = 4
+_FINEST = 1e-6  # seconds: what a trace tells apart
 _RELATED = 32
 
 
@@ -120,7 +121,7 @@ class Lanes:
     """All lanes. With more than `budget` items, neighbours become one until half of that is left."""
 
     def __init__(self, budget: int) -> None:
-        self._budget, self._total = budget, 0
+        self._limit, self._total = budget, 0
         self._lanes: dict[tuple[str, str], Lane] = {}
         self.grain = 0.0
         """Items of the same sort that lay within so many seconds have become one; 0 when none have."""
@@ -132,17 +133,24 @@ class Lanes:
             lane = self._lanes[group, name] = Lane(group, name)
         lane.items.append(item)
         self._total += 1
-        if self._total > self._budget:
+        if self._total > self._limit:
             self._shrink()
         return item
 
     def _shrink(self) -> None:
-        span = max(item.end for item in self) - min(item.begin for item in self)
-        while self._total > self._budget // 2 and self.grain <= 2 * span + 1e-6:
-            self.grain = max(2 * self.grain, 1e-6)
-            for lane in self._lanes.values():
-                lane.merge(self.grain)
-            self._total = sum(len(lane.items) for lane in self._lanes.values())
+        """With the grain of now, and a coarser one while that is not enough; what is fixed stays."""
+        target = self._limit // 2
+        longest = max(item.end for item in self) - min(item.begin for item in self)
+        self._merge()
+        while self._total > target and self.grain <= longest:
+            self.grain = max(2 * self.grain, _FINEST)
+            self._merge()
+        self._limit = max(self._limit, 2 * self._total)
+
+    def _merge(self) -> None:
+        for lane in self._lanes.values():
+            lane.merge(self.grain)
+        self._total = sum(len(lane.items) for lane in self._lanes.values())
 
     def __iter__(self) -> Iterator[Item]:
         return (item for lane in self._lanes.values() for item in lane.items)

@@ -4,13 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class ConsoleLine:
-    """A line of the console; `time` in the trace's seconds, None when that is not known."""
-
-    text: str
-    time: float | None = None
+from viommu.lab.recording import ConsoleLine
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,8 @@ class Timeline:
     """What happened, in `lanes`; times are seconds since the trace was begun.
 
     `counts` are all events by kind, `moved` bytes by direction and `faults` records by type. `records` are the first
-    event records, each with its item. `evidence` has the item of each number that was asked for. `grain` is not 0 when items within so many
-    seconds of each other have become one.
+    event records, each with its item. `evidence` has the item of each number that was asked for. `grain` is not 0 when
+    items within so many seconds of each other have become one.
     """
 
     lanes: tuple[Lane, ...]

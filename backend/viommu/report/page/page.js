@@ -90,13 +90,13 @@ class Report {
     this.view.draw();
   }
 
-  /* Choose an item from elsewhere: whatever hides it gives way. */
-  show(item) {
+  /* Choose an item from elsewhere, and go there: whatever hides it gives way. */
+  show(item, closely = false) {
     for (const [place, hidden, name] of [["kinds", this.hiddenKinds, item.kind], ["groups", this.hiddenGroups, item.lane.group]])
       if (hidden.has(name)) [...byId(place).children].find(chip => chip.textContent.startsWith(name))?.click();
     if (this.view.collapsed.delete(item.lane.group)) this.view.layout();
     this.select(item);
-    this.view.reveal(item);
+    this.view.reveal(item, closely);
     byId("chart").scrollIntoView({ block: "nearest" });
   }
 

@@ -27,7 +27,7 @@ function showHeader(data) {
   badge.textContent = word;
   badge.classList.add(!data.passed ? "bad" : data.ledger === "exposed" ? "warn" : "good");
   byId("reasons").append(...data.reasons.map(reason => make("li", {}, reason)));
-  byId("facts").append(...data.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+  byId("facts").append(...data.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value.length < 200 ? value : make("details", {}, make("summary", {}, value.slice(0, 40) + " …"), value)))));
   const sum = numbers => Object.values(numbers).reduce((a, b) => a + b, 0);
   const tile = (value, name, tone = "") => make("div", { className: `tile ${value && value !== "0" ? tone : ""}` }, make("b", {}, value), make("span", {}, name));
   const count = kind => data.counts[kind] ?? 0;
@@ -47,7 +47,7 @@ function showFindings(report) {
   if (!data.findings.length) byId("findings").append(make("li", { className: "finding note" }, "Nothing was found: every detach was one."));
   for (const finding of data.findings) {
     const links = finding.evidence.map(([seq, number]) => number === null ? `#${seq}` :
-      make("button", { className: "link", onclick: () => report.show(report.items[number]) }, `#${seq}`));
+      make("button", { className: "link", onclick: () => report.show(report.items[number], true) }, `#${seq}`));
     byId("findings").append(make("li", { className: `finding ${finding.severity}` },
       make("span", { className: "severity" }, finding.severity), make("b", {}, finding.rule), finding.text,
       finding.command ? make("div", { className: "note" }, `missing: ${finding.command}`) : null,
@@ -57,7 +57,7 @@ function showFindings(report) {
 
 function showRecords(report) {
   const rows = report.data.records.map(([seq, time, type, stream, pairs, number]) => [
-    { content: make("button", { className: "link", onclick: () => report.show(report.items[number]) }, `#${seq}`) },
+    { content: make("button", { className: "link", onclick: () => report.show(report.items[number], true) }, `#${seq}`) },
     seconds(time), { content: type, tone: "bad" }, hex(stream),
     pairs.map(([name, value]) => name.startsWith("· ") && value === "1" ? name.slice(2) : `${name.replace("· ", "")}=${value}`).join("  "),
   ]);

@@ -104,7 +104,7 @@ class View {
   reveal(item, closely = false) {
     const begin = this.scale.place(item.begin), end = this.scale.place(item.end);
     if (closely) {
-      const around = Math.max((end - begin) * 0.6, this.scale.length * 2e-4);
+      const around = Math.max((end - begin) * 0.6, this.scale.length * 0.01);
       this.from = begin - around; this.to = end + around;
     } else if (end < this.from || begin > this.to) {
       const span = this.to - this.from;
@@ -160,6 +160,7 @@ class View {
       const y = row.top - top;
       if (!row.lane || y > height || y + row.height < 0) continue;
       for (const item of row.items) this.paintItem(context, item, y);
+      for (const item of row.items) if (item === this.report.selected || this.report.related.has(item)) this.paintItem(context, item, y);
     }
     this.paintRelations(context, top);
     context.restore();
@@ -253,10 +254,10 @@ class View {
       for (const mark of marks) {
         const x = this.x(mark);
         if (x < LABELS) continue;
-        context.fillStyle = this.colour("line");
-        context.fillRect(x, 18, 1, 8);
         const text = seconds(mark, step), wide = context.measureText(text).width;
         if (x < free || x + wide + 4 > this.width) continue;
+        context.fillStyle = this.colour("soft");
+        context.fillRect(x, 7, 1, 19);
         context.fillStyle = this.colour("ink");
         context.fillText(text, x + 4, 13);
         free = x + wide + 14;

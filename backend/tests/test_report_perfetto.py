@@ -1,0 +1,79 @@
+"""The Perfetto trace, read back by Perfetto's own messages."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import Trace, TrackEvent
+
+from tests.report_rig import attach_fault_detach, items
+from viommu.report import perfetto
+from viommu.report.timeline import Timeline
+
+BEGIN, END, INSTANT = (
+    TrackEvent.TYPE_SLICE_BEGIN,
+    TrackEvent.TYPE_SLICE_END,
+    TrackEvent.TYPE_INSTANT,
+)
+
+
+@pytest.fixture
+def timeline(tmp_path: Path) -> Timeline:
+    return attach_fault_detach(tmp_path / "trace.jsonl").timeline()
+
+
+@pytest.fixture
+def packets(timeline: Timeline) -> list[Any]:
+    file = io.BytesIO()
+    perfetto.write(timeline, file)
+    trace = Trace()
+    trace.ParseFromString(file.getvalue())
+    return list(trace.packet)
+
+
+def test_the_tracks_are_the_lanes_below_their_groups(packets: list[Any]) -> None:
+    tracks = [packet.track_descriptor for packet in packets if packet.HasField("track_descriptor")]
+    names = {track.uuid: track.name for track in tracks}
+    assert len(names) == len(tracks)
+    placed = {(names.get(track.parent_uuid), track.name) for track in tracks}
+    assert {(None, "stream 0x10"), ("stream 0x10", "DMA"), ("SMMU", "CMD_SYNC")} <= placed
+
+
+def test_slices_nest_and_have_the_times_of_the_items(
+    packets: list[Any], timeline: Timeline
+) -> None:
+    open_slices: dict[int, int] = {}
+    found = []
+    for packet in packets:
+        event = packet.track_event
+        if event.type == BEGIN:
+            assert event.track_uuid not in open_slices
+            open_slices[event.track_uuid] = packet.timestamp
+            found.append((event.name, packet.timestamp))
+        elif event.type == END:
+            assert packet.timestamp > open_slices.pop(event.track_uuid)
+        elif event.type == INSTANT:
+            found.append((event.name, packet.timestamp))
+    assert open_slices == {}
+    assert sorted(found) == sorted((item.title, round(item.begin * 1e9)) for item in timeline.items)
+
+
+def test_arrows_join_what_belongs_together(packets: list[Any], timeline: Timeline) -> None:
+    events = [packet.track_event for packet in packets if packet.HasField("track_event")]
+    (record,) = [event for event in events if event.name == "record F_TRANSLATION"]
+    (fault,) = items(timeline, "fault", lambda item: item.sort == "F_TRANSLATION")
+    (fault_event,) = [event for event in events if event.name == fault.title]
+    assert set(record.flow_ids) & set(fault_event.flow_ids)
+    ends: dict[int, int] = {}
+    for event in events:
+        for flow in event.flow_ids:
+            ends[flow] = ends.get(flow, 0) + 1
+    assert set(ends.values()) == {2}
+
+
+def test_the_decoded_events_are_annotations(packets: list[Any]) -> None:
+    (record,) = [p.track_event for p in packets if p.track_event.name == "record F_TRANSLATION"]
+    notes = {note.name.split(" ", 1)[1]: note.string_value for note in record.debug_annotations}
+    assert notes["EventRecorded · address"] == "0x11000"
+    assert list(record.categories) == ["record"]

@@ -1,0 +1,177 @@
+"""`viommu run` and `viommu report`: a command in a guest, and what can be told of it."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from viommu.cli.explain import complain, explained
+from viommu.cli.reports import Wanted, write
+from viommu.lab.assets import Assets
+from viommu.lab.config import load_machine, scripts_directory
+from viommu.lab.errors import GuestError, LabError
+from viommu.lab.linux_smmu import find_smmu
+from viommu.lab.recording import ConsoleLine
+from viommu.lab.session import Played, played, script_in_guest
+from viommu.report import Run
+from viommu.report.html import plain
+
+_err = Console(stderr=True)
+
+_PageOption = Annotated[
+    Path | None, typer.Option("--report", help="A page for a browser: everything in one file.")
+]
+_PerfettoOption = Annotated[
+    Path | None, typer.Option("--trace", help="A trace for the Perfetto UI (ui.perfetto.dev).")
+]
+_JsonOption = Annotated[Path | None, typer.Option("--json", help="The verdict as JSON.")]
+_JunitOption = Annotated[Path | None, typer.Option("--junit", help="The verdict as JUnit XML.")]
+
+
+def run(
+    machine: Annotated[
+        str,
+        typer.Argument(help="A machine of qemu-configs/ by name, or the path of a TOML file."),
+    ],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SCRIPT [ARGUMENT]... | COMMAND...",
+            help="A Python script of this host, or a shell command in the guest.",
+        ),
+    ],
+    report: _PageOption = None,
+    trace: _PerfettoOption = None,
+    as_json: _JsonOption = None,
+    junit: _JunitOption = None,
+    kernel: Annotated[
+        Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
+    ] = None,
+    guest: Annotated[
+        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
+    ] = None,
+    initramfs: Annotated[
+        Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)
+    ] = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its modules: a lib/modules/<release> directory.", exists=True, file_okay=False
+        ),
+    ] = None,
+    append: Annotated[str, typer.Option(help="More words for the kernel command line.")] = "",
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."
+        ),
+    ] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds that the command may take.", min=1)] = 600,
+    seed: Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")] = 0,
+) -> None:
+    """Boot MACHINE, run a script or a command in the guest, and end with its exit code.
+
+    What it prints is shown as it comes. The exit code is 1 where the command
+    was fine and something else was not: the guest panicked, or the ledger
+    found a violation. Options of the command's own go behind `--`.
+    """
+    with explained(_err):
+        wanted = Wanted(report, trace, as_json, junit)
+        wanted.check()
+        config, assets = load_machine(machine), Assets.load()
+        command, files = _command(words)
+        with played(
+            machine,
+            command,
+            follow=_show,
+            timeout=timeout,
+            assets=assets,
+            seed=seed,
+            linux_driver=not raw and find_smmu(config) is not None,
+            scripts=scripts_directory(),
+            extra_files=files,
+            kernel=kernel,
+            image=guest,
+            initramfs=initramfs,
+            modules=modules,
+            command_line=append,
+        ) as result:
+            facts = {
+                "machine": machine,
+                "command": " ".join(words),
+                "seed": str(seed),
+                "QEMU": assets.qemu_for(config.arch).version,
+                "kernel": result.kernel or str(kernel or guest or config.arch),
+                "SMMU driven by": "scripts" if raw else "the guest's driver, where it has one",
+                "QEMU's command line": shlex.join(result.qemu),
+            }
+            made = write(_made(f"viommu run {config.name}", facts, result), result.trace, wanted)
+        _explain(result.error)
+        for reason in made.reasons:
+            complain(_err, reason)
+        raise typer.Exit(made.exit_code)
+
+
+def report(
+    trace: Annotated[
+        Path,
+        typer.Argument(help="What `viommu serve --trace` wrote.", exists=True, dir_okay=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page; else beside the trace.")
+    ] = None,
+    console: Annotated[
+        Path | None,
+        typer.Option(help="A log of the guest's console.", exists=True, dir_okay=False),
+    ] = None,
+    perfetto: _PerfettoOption = None,
+    as_json: _JsonOption = None,
+    junit: _JunitOption = None,
+) -> None:
+    """Make a page of a trace that exists already.
+
+    The exit code is 1 if the ledger finds a violation in it.
+    """
+    with explained(_err):
+        page = output or trace.with_suffix(".html")
+        wanted = Wanted(page, perfetto, as_json, junit)
+        wanted.check()
+        lines = () if console is None else tuple(_lines(console))
+        made = write(Run(trace.name, {"trace": str(trace)}, console=lines), trace, wanted)
+        _err.print(f"{page} is the page.", highlight=False, markup=False, soft_wrap=True)
+        for reason in made.reasons:
+            complain(_err, reason)
+        raise typer.Exit(made.exit_code)
+
+
+def _command(words: list[str]) -> tuple[str, dict[str, bytes]]:
+    """What to run in the guest, and the files that it takes there."""
+    script = Path(words[0])
+    if script.suffix != ".py":
+        return (words[0] if len(words) == 1 else shlex.join(words)), {}
+    if not script.is_file():
+        raise LabError(f"there is no script {script}")
+    return script_in_guest(script, words[1:])
+
+
+def _show(data: bytes) -> None:
+    sys.stdout.buffer.write(data.replace(b"\r\n", b"\n"))
+    sys.stdout.buffer.flush()
+
+
+def _made(title: str, facts: dict[str, str], result: Played) -> Run:
+    failure = None if result.error is None else result.error.message
+    return Run(title, facts, result.status, failure, console=result.console)
+
+
+def _explain(error: GuestError | None) -> None:
+    if error is not None:
+        _err.print(str(error.evidence), style="dim", highlight=False, markup=False)
+
+
+def _lines(path: Path) -> list[ConsoleLine]:
+    text = path.read_bytes().decode(errors="replace").replace("\r\n", "\n")
+    return [ConsoleLine(plain(line)) for line in text.splitlines()]
