@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
 from linux_rig import LinuxRig, Ran, Result
+from raw_rig import Case, RawCases
 
 from viommu.lab.assets import Assets
 from viommu.lab.config import Machine, load_machine, machine_directory
@@ -130,6 +131,17 @@ def with_profile(machine: str, profile: str) -> str:
     """The TOML of a machine, with lines for its SMMU."""
     base = (machine_directory() / f"{machine}.toml").read_text("utf-8")
     return f"{base}\n[smmu]\n{profile}\n"
+
+
+@pytest.fixture(scope="session")
+def raw_cases() -> RawCases:
+    return RawCases()
+
+
+@pytest.fixture
+def raw_case(rig: Rig, raw_cases: RawCases) -> Case:
+    """The result of `group/name` of `inside/raw.py`."""
+    return lambda name: raw_cases.get(rig, name)
 
 
 @pytest.fixture(scope="session")

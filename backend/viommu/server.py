@@ -6,6 +6,8 @@ from one seed.
 """
 
 import logging
+import math
+import os
 import select
 import time
 from collections.abc import Sequence
@@ -16,18 +18,29 @@ from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
+from viommu.control import ControlSocket, Methods
 from viommu.endpoints.base import Endpoint
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
+from viommu.faults.calls import FunctionCalls, ServerCalls, SmmuCalls
+from viommu.faults.control import FaultControl
 from viommu.function import Function, SmmuFunction
+from viommu.host import HostDomains
+from viommu.host.methods import HostMethods
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
+from viommu.stack.calls import StackCalls
+from viommu.stack.endpoint import EndpointDevice, EndpointDriver
+from viommu.stack.manager import IoManager
 from viommu.trace import Event, Tracer
 
 _log = logging.getLogger(__name__)
 _INVALIDATION_TIMEOUT = 60.0
 # Seconds in which a function answers an ATS Invalidate Request (PCIe, 10.3.1: one minute).
+_ALERT = (
+    400e-6  # seconds after a request in which an idle loop looks for the next one before it sleeps
+)
 _IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
 
 
@@ -69,17 +82,40 @@ class Server:
         msix: bool = False,
         seed: int = 0,
         invalidation_timeout: float = _INVALIDATION_TIMEOUT,
+        control: Path | None = None,
     ) -> None:
-        """`invalidation_timeout`, in seconds, is how long the SMMU waits for a function's translation cache."""
+        """`invalidation_timeout`, in seconds, is how long the SMMU waits for a function's translation cache.
+
+        With `control`, a control socket is served there.
+        """
         self.tracer = tracer if tracer is not None else Tracer()
         self.sockets: dict[str, Path] = {}
+        self.methods = Methods()
+        """What can be called on the control socket."""
+        self.io = IoManager(self.tracer)
+        """The stacks: each endpoint is a device object of its model's driver."""
+        StackCalls(self.io, self.methods)
+        ServerCalls(self.methods)
+        FunctionCalls(lambda: {each.name: each for each in self._functions}, self.methods)
+        self._ports: dict[str, DmaPort] = {}
+        self.faults = FaultControl(
+            self.io, self._ports, self.tracer, self.methods, self._since_guest
+        )
+        """What goes wrong on purpose."""
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
+        self._host: HostDomains | None = None
+        HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
         self._stopped = self._asked = False
+        # On one CPU it would only keep the guest from running.
+        self._alert = _ALERT if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._alert_until = 0.0
+        self._guest: float | None = None
         self._patience = invalidation_timeout
         self._awaited: tuple[object | None, float] = None, 0.0
         self._smmu: Smmu | None = None
+        self._control: ControlSocket | None = None
         try:
             for spec in sorted(functions, key=lambda spec: spec.model != "smmuv3"):
                 memory = GuestMemory()
@@ -87,9 +123,11 @@ class Server:
                 model: Endpoint
                 if spec.model == "smmuv3":
                     self._smmu = Smmu(memory, features, self.tracer)
+                    SmmuCalls(self._smmu, self.methods)
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
+                    self._ports[spec.name] = port
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = SmmuTestEngine(
@@ -100,6 +138,12 @@ class Server:
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
+                function.device.on_attach = self._guest_came
+                if port is not None:
+                    self._make_device(spec, function, port)
+            if control is not None:
+                self._control = ControlSocket(control, self.methods)
+                self._open.callback(self._control.close)
             self._watch()
         except BaseException:
             self._open.close()
@@ -118,19 +162,59 @@ class Server:
 
         When none had work, wait up to `patience` milliseconds for a client.
         """
-        busy = [function for function in self._functions if function.busy]
+        busy = self._busy()
         changed = False
-        for descriptor, _ in self._poller.poll(0 if busy else patience):
-            function = self._polled[descriptor]
+        called = False
+        if (soon := self.faults.patience) is not None:
+            patience = min(patience, math.ceil(soon * 1000))
+        for descriptor, _ in self._ready(0 if busy else patience):
+            function = self._polled.get(descriptor)
+            if function is None:
+                called = True
+                continue
             function.serve(patient=not busy)
             changed |= function.device.fileno() != descriptor
+        if called and self._control is not None:
+            self._control.serve()
         if changed:
             self._watch()
         if busy:
             self._order.choice(busy).step()
+        self.faults.turn()
+        if self._host is not None:
+            self._host.service()
+        if self.io.pending:
+            self.io.settle()
         if self._smmu is not None and len(self._smmu.ats_port):
             self._await_function(self._smmu)
         return bool(busy)
+
+    def _ready(self, patience: int) -> list[tuple[int, int]]:
+        """The descriptors that can be read. A guest that was just served is often back before a sleeper would wake."""
+        ready = self._poller.poll(0)
+        if patience and not ready:
+            while not ready and time.monotonic() < self._alert_until:
+                ready = self._poller.poll(0)
+            ready = ready or self._poller.poll(patience)
+        if ready:
+            self._alert_until = time.monotonic() + self._alert
+        return ready
+
+    def _busy(self) -> list[Function]:
+        return [function for function in self._functions if function.busy]
+
+    def _work(self) -> None:
+        """Let one model that has work do one step, and take nothing from a client."""
+        busy = self._busy()
+        if busy:
+            self._order.choice(busy).step()
+
+    @property
+    def host(self) -> HostDomains:
+        """The domains of the host SMMU, which comes into being when it is asked for."""
+        if self._host is None:
+            self._host = HostDomains(self._ports, self._work, self.tracer)
+        return self._host
 
     def _await_function(self, smmu: Smmu) -> None:
         """The SMMU has no clock: tell it when a function took too long to answer."""
@@ -141,11 +225,42 @@ class Server:
             self._awaited = None, 0.0
             _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
 
+    def _guest_came(self) -> None:
+        if sum(function.device.attached for function in self._functions) == 1:
+            self._guest = time.monotonic()
+
+    def _since_guest(self) -> float:
+        """Seconds since a QEMU came; 0 while there is none."""
+        return 0.0 if self._guest is None else time.monotonic() - self._guest
+
+    def _make_device(self, spec: FunctionSpec, function: Function, port: DmaPort) -> None:
+        def withdraw() -> None:
+            if function in self._functions:
+                function.device.close()
+                self._functions.remove(function)
+                del self.sockets[spec.name]
+                self._watch()
+
+        driver = self.io.drivers.get(spec.model) or EndpointDriver(spec.model)
+        self.io.load_driver(driver)
+        self.io.create_device(
+            driver,
+            EndpointDevice(
+                spec.name,
+                port,
+                self.tracer,
+                plugged=lambda: function.device.attached,
+                withdraw=withdraw,
+            ),
+        )
+
     def _watch(self) -> None:
         self._poller = select.poll()
         self._polled = {function.device.fileno(): function for function in self._functions}
         for descriptor in self._polled:
             self._poller.register(descriptor, select.POLLIN)
+        if self._control is not None:
+            self._poller.register(self._control, select.POLLIN)
 
     def _report(self) -> None:
         if self.tracer:

@@ -5,6 +5,7 @@
     transfer.done()                                   # no longer in flight
 
 What an endpoint holds between two of its steps is truly in flight: a CMD_SYNC after an invalidation waits for it.
+While a host domain concerns the stream, what the guest's SMMU made of a transaction passes the host SMMU too.
 """
 
 from array import array
@@ -14,7 +15,9 @@ from typing import NamedTuple, Protocol
 
 from viommu.endpoints.ats import AtsRefused, AtsService
 from viommu.endpoints.base import ExtendedCapability
+from viommu.endpoints.host_path import HostPath
 from viommu.endpoints.pasid import PasidService
+from viommu.endpoints.points import BusMasterOff
 from viommu.memory import Buffer, BusError, GuestMemory
 from viommu.smmu import (
     Access,
@@ -24,8 +27,9 @@ from viommu.smmu import (
     TransactionStalled,
     Translation,
 )
+from viommu.smmu.barrier import InFlight
 from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
-from viommu.trace import Event, Tracer
+from viommu.trace import Event, Skip, Tracer
 
 __all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "DmaStalled", "Transfer"]
 
@@ -115,22 +119,29 @@ class Transfer:
     def __init__(self, port: "DmaPort", translation: Translation) -> None:
         self._port = port
         self._translation: Translation | None = translation
+        port.in_flight += 1
 
     @property
     def size(self) -> int:
         """Bytes of this transaction: what was asked for, or less."""
-        return self._live.size
+        return self.translation.size
 
     @property
     def iova(self) -> int:
         """Where it starts."""
-        return self._live.iova
+        return self.translation.iova
 
     @property
-    def _live(self) -> Translation:
+    def translation(self) -> Translation:
+        """How it was translated."""
         if self._translation is None:
             raise ValueError("the transfer is done")
         return self._translation
+
+    @property
+    def waiting(self) -> bool:
+        """It has to wait, in flight, before its bytes move, or before it is done."""
+        return False
 
     def read_into(self, buffer: bytearray | memoryview) -> None:
         """Move the bytes from guest RAM to `buffer`, of at least `size` bytes. Raises `DmaFault`."""
@@ -141,7 +152,7 @@ class Transfer:
         self._move(buffer, to_guest=True)
 
     def _move(self, buffer: Buffer, *, to_guest: bool) -> None:
-        translation = self._live
+        translation = self.translation
         if to_guest != translation.access.write:
             raise ValueError("the transfer was begun in the other direction")
         self._port.move(translation, buffer)
@@ -151,6 +162,7 @@ class Transfer:
         if self._translation is not None:
             self._port.end(self._translation)
             self._translation = None
+            self._port.in_flight -= 1
 
     def __enter__(self) -> "Transfer":
         return self
@@ -162,6 +174,14 @@ class Transfer:
         traceback: TracebackType | None,
     ) -> None:
         self.done()
+
+
+class Path(Protocol):
+    """What leads transactions through the filters above a port; it calls `DmaPort.issue` for what reaches it."""
+
+    def begin(
+        self, access: Access, iova: int, size: int, attributes: DmaAttributes
+    ) -> Transfer: ...
 
 
 class DmaPort:
@@ -181,11 +201,20 @@ class DmaPort:
         self.memory = memory
         self.stream_id = stream_id
         self.bus_master = False
+        self.closed: str | None = None
+        """Why it takes no transactions any more."""
+        self.path: Path | None = None
+        """The filters of the function's stack, if it has any."""
+        self.in_flight = 0
+        """Transactions that have begun and not ended."""
         self.ats = None if smmu is None or not smmu.features.ats else AtsService(smmu, stream_id)
         """The function's ATS, where the SMMU has it too."""
         self.pasid: PasidService | None = None
         """The function's PASID capability; without one every SubstreamID goes out."""
-        self._smmu = smmu
+        self.host: HostPath | None = None
+        """The way through the host SMMU, while a host domain concerns the stream."""
+        self.smmu = smmu
+        self._in_flight = InFlight() if smmu is None else smmu.in_flight
         self._tracer = tracer if tracer is not None else Tracer()
 
     def begin(
@@ -207,8 +236,15 @@ class DmaPort:
         access = Access(
             self.stream_id, substream_id, write, attributes.privileged, attributes.instruction
         )
-        if not self.bus_master:
-            raise self._refused(iova, write, "Bus Master is off")
+        if self.path is not None:
+            return self.path.begin(access, iova, size, attributes)
+        return self.issue(access, iova, size, attributes)
+
+    def issue(self, access: Access, iova: int, size: int, attributes: DmaAttributes) -> Transfer:
+        """`begin` below the filters."""
+        write, substream_id = access.write, access.substream_id
+        if not self.bus_master and not self._goes_out(access, iova, size):
+            raise self._refused(iova, write, self.closed or "Bus Master is off")
         if self.pasid is not None and substream_id is not None:
             refusal = self.pasid.refusal(substream_id)
             if refusal is not None:
@@ -217,13 +253,13 @@ class DmaPort:
                 privileged=access.privileged and self.pasid.privileged,
                 instruction=access.instruction and self.pasid.execute,
             )
-        if self._smmu is None:
-            size = min(size, PORT_CHUNK)
-            return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
         try:
-            if attributes.ats and self.ats is not None and self.ats.enabled:
-                return Transfer(self, self._translated(self._smmu, self.ats, access, iova, size))
-            return Transfer(self, self._smmu.translate(access, iova, size))
+            if self.smmu is None:
+                translation = self._untranslated(access, iova, size)
+            elif attributes.ats and self.ats is not None and self.ats.enabled:
+                translation = self._translated(self.smmu, self.ats, access, iova, size)
+            else:
+                translation = self.smmu.translate(access, iova, size)
         except AtsRefused as refused:
             if attributes.page_requests and refused.status is AtsStatus.SUCCESS:
                 self._ask_for_pages(access, iova, size)
@@ -232,6 +268,33 @@ class DmaPort:
             raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:
             raise self._refused(iova, write, str(aborted)) from None
+        if self.host is not None:
+            self._enter(self.host, translation)
+        return Transfer(self, translation)
+
+    def _untranslated(self, access: Access, iova: int, size: int) -> Translation:
+        """A transaction that no SMMU of the guest stands before."""
+        size = min(size, PORT_CHUNK)
+        translation = Translation(access, iova, array("Q", (iova, size)), size)
+        self._in_flight.add(translation)
+        return translation
+
+    def _enter(self, host: HostPath, translation: Translation) -> None:
+        """Raises `DmaFault` when the host SMMU lets nothing of it pass."""
+        try:
+            host.enter(translation)
+        except TransactionAborted as aborted:
+            self.end(translation)
+            raise self._refused(
+                translation.iova, translation.access.write, f"host SMMU, {aborted}"
+            ) from None
+
+    def _goes_out(self, access: Access, iova: int, size: int) -> bool:
+        """Although Bus Master is off, because a meddler wants it."""
+        if self.closed or self._tracer.meddler is None:
+            return False
+        point = BusMasterOff(access.stream_id, access.substream_id, iova, size, access.write)
+        return isinstance(self._tracer.meddler(point), Skip)
 
     def _translated(
         self, smmu: Smmu, ats: AtsService, access: Access, iova: int, size: int
@@ -275,10 +338,20 @@ class DmaPort:
 
     def end(self, translation: Translation) -> None:
         """The transaction is no longer in flight."""
-        if self._smmu is not None:
-            self._smmu.retire(translation)
+        self._in_flight.retire(translation)
         if self.ats is not None:
             self.ats.release(translation)
+        if self.host is not None:
+            self.host.leave(translation)
+
+    @property
+    def transactions(self) -> list[Translation]:
+        """The port's transactions that are in flight."""
+        return [each for each in self._in_flight if each.access.stream_id == self.stream_id]
+
+    def close(self, why: str) -> None:
+        """Take no more transactions, as if Bus Master was off for good. Those in flight end as ever."""
+        self.bus_master, self.closed = False, why
 
     def reset(self) -> None:
         """Function level reset, after the function's transfers have ended."""

@@ -10,7 +10,8 @@ from viommu.lab.errors import ConfigError, GuestError
 from viommu.lab.guest import Guest
 
 # Devices come up before the SMMU that the tree puts in front of them; no time limit makes the kernel give it up.
-COMMAND_LINE = "fw_devlink=permissive deferred_probe_timeout=-1"
+# A root port takes no 64-bit window in advance, which the kernel would place before the SMMU's registers.
+COMMAND_LINE = "fw_devlink=permissive deferred_probe_timeout=-1 pci=hpmmioprefsize=0"
 _FUNCTIONS = "/sys/bus/pci/devices"
 _FIRST_REGION = re.compile(r"0x([0-9a-f]{16}) 0x([0-9a-f]{16}) ")
 
@@ -78,7 +79,7 @@ def find_smmu(machine: Machine) -> Device | None:
 
 def pci_address(device: Device) -> str:
     """The function as the guest's kernel names it."""
-    return f"0000:00:{device.slot:02x}.0"
+    return f"0000:{device.address}"
 
 
 def _give_to_vfio(device: Device) -> str:

@@ -10,6 +10,7 @@ from viommu.lab.config import load_machine
 from viommu.lab.guest import Guest
 from viommu.lab.linux_smmu import COMMAND_LINE, LinuxSmmu
 from viommu.lab.serving import Serving
+from viommu.lab.unload import unload
 
 
 class Rig:
@@ -27,6 +28,7 @@ class Rig:
         assets: Assets | None = None,
         trace: bool = False,
         seed: int = 0,
+        faults: Path | None = None,
         linux_driver: bool = False,
         **guest: Any,
     ) -> None:
@@ -36,7 +38,9 @@ class Rig:
         assets = assets or Assets.load()
         self._open = ExitStack()
         try:
-            self.serving = self._open.enter_context(Serving(machine, trace=trace, seed=seed))
+            self.serving = self._open.enter_context(
+                Serving(machine, trace=trace, seed=seed, faults=faults)
+            )
             if linux_driver:
                 self.smmu = LinuxSmmu.of(self.machine, assets.qemu_for(self.machine.arch))
                 tree = self.serving.directory / "machine.dtb"
@@ -68,6 +72,10 @@ class Rig:
         self.guest.reboot()
         if self.smmu is not None:
             self.smmu.bind(self.guest)
+
+    def unload(self, driver: str, timeout: float = 30.0) -> None:
+        """Unload the driver of functions: they leave the guest, and their sockets close. See `viommu.lab.unload`."""
+        unload(self.serving.control, self.guest, driver, timeout)
 
     def close(self) -> None:
         """End the guest, then the server."""

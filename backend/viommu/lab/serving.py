@@ -6,15 +6,20 @@ import select
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from viommu.control import ControlClient
 from viommu.lab.errors import LabError
 from viommu.lab.process import BoundProcess
 from viommu.lab.rundir import RunDirectory
 from viommu.trace_file import TraceReader
 
+CONTROL_NAME = "control.sock"
+"""The control socket in a server's directory."""
 _START_LIMIT = 30.0  # seconds
 
 
@@ -25,11 +30,20 @@ class ServerFailed(LabError):
 class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
-    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens.
+    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens. `faults` is
+    the path of a plan.
     """
 
-    def __init__(self, machine: str | Path, *, trace: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        machine: str | Path,
+        *,
+        trace: bool = False,
+        seed: int = 0,
+        faults: Path | None = None,
+    ) -> None:
         self._directory = RunDirectory()
+        self._open = ExitStack()
         self._trace = self._directory.path / "trace.jsonl" if trace else None
         reader, writer = os.pipe()
         argv = [sys.executable, "-P", "-m", "viommu.cli", "serve", str(machine)]
@@ -37,6 +51,8 @@ class Serving:
         argv += ["--ready-fd", str(writer)]
         if self._trace is not None:
             argv += ["--trace", str(self._trace)]
+        if faults is not None:
+            argv += ["--faults", str(faults)]
         try:
             self._process = BoundProcess(argv, pass_fds=(writer,))
         except BaseException:
@@ -81,6 +97,11 @@ class Serving:
         """The server's exit code; None while it serves."""
         return self._process.exit_code
 
+    @cached_property
+    def control(self) -> ControlClient:
+        """A client of the server's control socket."""
+        return self._open.enter_context(ControlClient(self.directory / CONTROL_NAME))
+
     def report(self) -> None:
         """Let the server put what it holds into the trace, as `ServerHolds`."""
         os.kill(self.pid, signal.SIGUSR1)
@@ -102,6 +123,7 @@ class Serving:
 
     def close(self) -> None:
         """End the server and remove its directory."""
+        self._open.close()
         self._process.close()
         self._directory.close()
 

@@ -1,5 +1,6 @@
 """The SMMU as client devices see it: a transaction is translated, aborted or stalled (IHI 0070, 3.3 and 3.12)."""
 
+from array import array
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -9,10 +10,11 @@ from viommu.smmu.barrier import InFlight
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.event_queue import EventQueue
 from viommu.smmu.events import Aborted, StructureFetched, TransactionHeld, Translated
-from viommu.smmu.faults import Access, Fault, TransactionAborted, TransactionStalled
+from viommu.smmu.faults import Access, Fault, TransactionAborted, TransactionStalled, fault_of
+from viommu.smmu.points import TransactionArrived
 from viommu.smmu.stall import StallTable
 from viommu.smmu.translation import Translation, Translator
-from viommu.trace import Tracer
+from viommu.trace import Refuse, Replace, Tracer
 
 
 class Transactions:
@@ -31,6 +33,8 @@ class Transactions:
     ) -> None:
         self.enabled = False
         self.global_abort = False
+        self.failed = False
+        """Service failure mode: nothing goes through (12.3)."""
         self._configuration = configuration
         self._translator = translator
         self._events = events
@@ -52,18 +56,33 @@ class Transactions:
             raise TransactionAborted(access, iova, fault.record) from None
         self._in_flight.add(translation)
         if self._tracer:
-            self._tracer.emit(
-                Translated(
-                    access.stream_id,
-                    access.substream_id,
-                    iova,
-                    translation.size,
-                    access.write,
-                    len(translation.runs) // 2,
-                    translation.runs[0],
-                )
-            )
+            self._report(translation, access)
         return translation
+
+    def translate_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """`translate` for a transaction whose bytes are at `ranges` (address, length, …) of input addresses."""
+        try:
+            translation = self._route_ranges(access, ranges)
+        except Fault as fault:
+            self._refuse(fault, access, ranges[0])
+            raise TransactionAborted(access, ranges[0], fault.record) from None
+        self._in_flight.add(translation)
+        if self._tracer:
+            self._report(translation, access)
+        return translation
+
+    def _report(self, translation: Translation, access: Access) -> None:
+        self._tracer.emit(
+            Translated(
+                access.stream_id,
+                access.substream_id,
+                translation.iova,
+                translation.size,
+                access.write,
+                len(translation.runs) // 2,
+                translation.runs[0],
+            )
+        )
 
     def _refuse(self, fault: Fault, access: Access, iova: int) -> None:
         """Record what is to be recorded. Raises `TransactionStalled` when the transaction shall wait."""
@@ -95,6 +114,10 @@ class Transactions:
         raise TransactionStalled(stalled)
 
     def _route(self, access: Access, iova: int, size: int) -> Translation:
+        if self._tracer.meddler is not None:
+            iova = self._meddled(access, iova, size)
+        if self.failed:
+            raise Fault(None)
         if self.enabled:
             self._configuration.fetched = self._fetched if self._tracer else None
             return self._translator.translate(access, iova, size)
@@ -102,6 +125,29 @@ class Transactions:
             raise Fault(None)
         try:
             return self._translator.bypass(access, iova, size)
+        except Fault:
+            raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
+
+    def _meddled(self, access: Access, iova: int, size: int) -> int:
+        """The input address that a meddler wants. Raises the `Fault` that it wants."""
+        assert self._tracer.meddler is not None
+        point = TransactionArrived(access.stream_id, access.substream_id, iova, size, access.write)
+        match self._tracer.meddler(point):
+            case Refuse(code):
+                raise fault_of(code, access, iova)
+            case Replace(value):
+                return int(value)
+            case _:
+                return iova
+
+    def _route_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        if self.enabled:
+            self._configuration.fetched = self._fetched if self._tracer else None
+            return self._translator.translate_ranges(access, ranges)
+        if self.global_abort:
+            raise Fault(None)
+        try:
+            return self._translator.bypass_ranges(access, ranges)
         except Fault:
             raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
 

@@ -1,6 +1,7 @@
 """A transaction's way through the SMMU: configuration, TLB, walks, permissions (IHI 0070, 3.3.3 and 3.4)."""
 
 from array import array
+from collections.abc import Callable
 
 from viommu import hot
 from viommu.layouts.records import EventType, FaultClass
@@ -9,8 +10,10 @@ from viommu.smmu.configuration import Configuration
 from viommu.smmu.context import Stage2, StreamContext, as_configured
 from viommu.smmu.faults import Access, Fault, translation_fault
 from viommu.smmu.features import Features
+from viommu.smmu.points import TlbFill, TlbLookup
 from viommu.smmu.tlb import CLEAN, FLAGS, OUTPUT, Entry, Tlb
 from viommu.smmu.walk import Leaf, Walker, needed_flags, select_base
+from viommu.trace import Replace, Skip, Tracer
 
 MAX_RANGE = 1 << 21
 """The most bytes that one translation covers."""
@@ -35,8 +38,10 @@ class Translator:
         tlb: Tlb,
         walker: Walker,
         features: Features,
+        tracer: Tracer,
     ) -> None:
         self._memory = memory
+        self._tracer = tracer
         self._configuration = configuration
         self._tlb = tlb
         self._walker = walker
@@ -56,6 +61,17 @@ class Translator:
             return self.bypass(access, iova, size)
         return self.through(context, access, iova, size)
 
+    def translate_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """`translate` for a transaction whose bytes are at `ranges` (address, length, …)."""
+        self.refresh()
+        access, context = self._configuration.lookup(access, ranges[0])
+        if context is None:
+            return self.bypass_ranges(access, ranges)
+        try:
+            return _over(ranges, access, lambda address: self.page(context, access, address))
+        except Fault as fault:
+            raise _configured(fault, context) from None
+
     def refresh(self) -> None:
         """A new transaction begins: a profile without caches forgets what it knew."""
         if self._forgetful:
@@ -72,10 +88,7 @@ class Translator:
                 done += self._translate_some(context, access, iova + done, size - done, runs)
         except Fault as fault:
             if not done:
-                stage = context.stage_2 if fault.record and fault.record.s2 else context.stage_1
-                fault = as_configured(fault, stage)
-                fault.merge = context.merges
-                raise fault from None
+                raise _configured(fault, context) from None
         return Translation(access, iova, runs, done)
 
     def page(self, context: StreamContext, access: Access, address: int) -> Entry:
@@ -103,6 +116,15 @@ class Translator:
         size = min(size, MAX_RANGE, limit - iova)
         return Translation(access, iova, array("Q", (iova, size)), size)
 
+    def bypass_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """`bypass` for `ranges` (address, length, …)."""
+
+        def everything(address: int) -> Entry:
+            self.bypass(access, address, 1)
+            return Entry(self._output_address_bits, 0)
+
+        return _over(ranges, access, everything)
+
     def _translate_some(
         self, context: StreamContext, access: Access, address: int, size: int, runs: "array[int]"
     ) -> int:
@@ -115,7 +137,8 @@ class Translator:
             # Stage 1 is bypassed, by what is too large to be an IPA (3.4).
             raise translation_fault(EventType.F_ADDR_SIZE, access, address)
         need = needed_flags(access)
-        for tag in context.tags:
+        known = self._tracer.meddler is None or self._may_look(access, address)
+        for tag in context.tags if known else ():
             found = self._tlb.row(tag, address)
             if found is not None:
                 shift, row = found
@@ -141,13 +164,41 @@ class Translator:
             leaf = self._walker.stage_1(stage_1, context.stage_2, base, access, address)
             if context.stage_2 is not None:
                 leaf = self._through_stage_2(context.stage_2, leaf, access, address)
-        covered = self._keep(context, leaf, need, address, size, runs)
+        if self._tracer.meddler is not None:
+            kept = self._meddled(leaf, access, address)
+            if kept is None:
+                covered = _use(leaf.entry, need, address, size, runs)
+            else:
+                leaf = kept
+                covered = self._keep(context, leaf, need, address, size, runs)
+        else:
+            covered = self._keep(context, leaf, need, address, size, runs)
         if not covered:
             raise translation_fault(
                 EventType.F_PERMISSION, access, address, stage_2=stage_1 is None,
                 ipa=address if stage_1 is None else 0,
             )  # fmt: skip
         return covered
+
+    def _may_look(self, access: Access, address: int) -> bool:
+        assert self._tracer.meddler is not None
+        point = TlbLookup(access.stream_id, access.substream_id, address, access.write)
+        return not isinstance(self._tracer.meddler(point), Skip)
+
+    def _meddled(self, leaf: Leaf, access: Access, address: int) -> Leaf | None:
+        """What shall be kept in place of `leaf`; None is nothing. Neighbours are kept as long as nobody objects."""
+        assert self._tracer.meddler is not None
+        shift, slot = leaf.entry
+        output = slot & OUTPUT & -(1 << shift)
+        point = TlbFill(access.stream_id, access.substream_id, address, access.write, shift, output)
+        match self._tracer.meddler(point):
+            case Skip():
+                return None
+            case Replace(value):
+                slot = int(value) & OUTPUT & -(1 << shift) | slot & FLAGS
+                return leaf._replace(entry=Entry(shift, slot), mask=0)
+            case _:
+                return leaf
 
     def _refuse(self, context: StreamContext, slot: int, access: Access, address: int) -> None:
         """Raise the permission fault of a cached entry, if the entry alone can tell that it is one."""
@@ -219,6 +270,47 @@ class Translator:
                     break
         finally:
             descriptors.release()
+
+
+def _over(ranges: "array[int]", access: Access, find: Callable[[int], Entry]) -> Translation:
+    """Where `ranges` go by the pages and blocks that `find` knows, up to its first fault.
+
+    Raises that fault when nothing goes anywhere.
+    """
+    runs: array[int] = array("Q")
+    size = first = end = target = (
+        0  # of the page or block: input addresses, and where the first goes
+    )
+    for address, length in zip(ranges[::2], ranges[1::2], strict=True):
+        while length:
+            if not first <= address < end:
+                try:
+                    shift, slot = find(address)
+                except Fault:
+                    if not size:
+                        raise
+                    return Translation(access, ranges[0], runs, size)
+                first = address & -(1 << shift)
+                end = first + (1 << shift)
+                target = slot & OUTPUT & -(1 << shift)
+            part = min(length, end - address)
+            start = target + address - first
+            if runs and runs[-2] + runs[-1] == start:
+                runs[-1] += part
+            else:
+                runs.extend((start, part))
+            address += part
+            length -= part
+            size += part
+    return Translation(access, ranges[0], runs, size)
+
+
+def _configured(fault: Fault, context: StreamContext) -> Fault:
+    """The fault as its stage wants it handled."""
+    stage = context.stage_2 if fault.record and fault.record.s2 else context.stage_1
+    fault = as_configured(fault, stage)
+    fault.merge = context.merges
+    return fault
 
 
 _BELOW_48 = (1 << 48) - 1
