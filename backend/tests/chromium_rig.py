@@ -111,7 +111,8 @@ class Chromium:
     def open(self, page: Path) -> None:
         """Load a file, and wait until the time line has been drawn."""
         self._loaded = False
-        self.call("Page.navigate", url=page.as_uri())
+        answer = self.call("Page.navigate", url=page.as_uri())
+        assert "errorText" not in answer, answer
         deadline = time.monotonic() + _LIMIT
         while not self._loaded:
             self._receive(deadline)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.report_rig import IOVA, Stage, attach_fault_detach, items
-from tests.smmu_rig import STREAM
+from tests.smmu_rig import ASID, CD_PLAIN, STREAM
 from viommu.report.timeline import build, read_trace
 
 STREAM_GROUP = f"stream {STREAM:#x}"
@@ -70,6 +70,14 @@ def test_a_detach_leads_to_the_sync_that_completed_it(stage: Stage) -> None:
     assert sync.title == "CMD_SYNC waits for 1 in flight"
     in_flight = items(timeline, "dma")[1]
     assert sync.begin < in_flight.end <= sync.end
+
+
+def test_another_asid_is_another_domain(stage: Stage) -> None:
+    stage.write()
+    stage.rig.context(CD_PLAIN ^ ASID << 48 | 9 << 48)
+    stage.write()
+    titles = [item.title for item in items(stage.timeline(), "domain")]
+    assert titles == ["s1 translate, ASID 7", "s1 translate, ASID 9"]
 
 
 def test_commands_that_stop_are_errors_that_belong_together(stage: Stage) -> None:
@@ -134,12 +142,18 @@ def test_a_witness_says_what_domain_a_stream_is_in() -> None:
 def test_an_injection_leads_to_what_comes_next() -> None:
     injected = {"line": 3, "rule": "lose", "point": "command.fetch", "action": "skip", "count": 1}
     timeline = build([
-        line(1, "FaultInjected", **injected, where="CommandFetched(stream_id=0x10)"),
+        line(1, "FaultInjected", **injected, where="CommandFetched(stream_id=16)"),
         line(2, "GlobalErrorRaised", error="CMDQ_ERR"),
     ])  # fmt: skip
     (injection,), (error,) = items(timeline, "injection"), items(timeline, "error")
     assert injection.related == [error]
     assert timeline.lanes[0].group == "stream 0x10"
+
+
+def test_an_event_around_another_is_called_after_that() -> None:
+    inner = {"kind": "DomainChanged", "domain": "d0"}
+    (lane,) = build([line(1, "HostDomainEvent", event=inner)]).lanes
+    assert (lane.group, lane.items[0].title) == ("function d0", "DomainChanged")
 
 
 def test_the_host_has_lanes_of_its_own() -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from viommu.cli.explain import complain, explained
 from viommu.cli.reports import Wanted, write
+from viommu.faults.plan import Plan
 from viommu.lab.assets import Assets
 from viommu.lab.config import load_machine, scripts_directory
 from viommu.lab.errors import GuestError, LabError
@@ -69,6 +70,10 @@ def run(
             "--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."
         ),
     ] = False,
+    faults: Annotated[
+        Path | None,
+        typer.Option(help="What goes wrong on purpose: a plan, a TOML file.", dir_okay=False),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the command may take.", min=1)] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")] = 0,
 ) -> None:
@@ -81,6 +86,8 @@ def run(
     with explained(_err):
         wanted = Wanted(report, trace, as_json, junit)
         wanted.check()
+        if faults is not None:
+            Plan.load(faults)  # a mistake in it is told before anything starts
         config, assets = load_machine(machine), Assets.load()
         command, files = _command(words)
         with played(
@@ -90,6 +97,7 @@ def run(
             timeout=timeout,
             assets=assets,
             seed=seed,
+            faults=faults,
             linux_driver=not raw and find_smmu(config) is not None,
             scripts=scripts_directory(),
             extra_files=files,
@@ -106,9 +114,12 @@ def run(
                 "QEMU": assets.qemu_for(config.arch).version,
                 "kernel": result.kernel or str(kernel or guest or config.arch),
                 "SMMU driven by": "scripts" if raw else "the guest's driver, where it has one",
+                **({} if faults is None else {"plan": f"{faults}\n{_numbered(faults)}"}),
                 "QEMU's command line": shlex.join(result.qemu),
             }
-            made = write(_made(f"viommu run {config.name}", facts, result), result.trace, wanted)
+            made = write(
+                _made(f"viommu run {Path(machine).stem}", facts, result), result.trace, wanted
+            )
         _explain(result.error)
         for reason in made.reasons:
             complain(_err, reason)
@@ -170,6 +181,12 @@ def _made(title: str, facts: dict[str, str], result: Played) -> Run:
 def _explain(error: GuestError | None) -> None:
     if error is not None:
         _err.print(str(error.evidence), style="dim", highlight=False, markup=False)
+
+
+def _numbered(path: Path) -> str:
+    """A text with the numbers of its lines, which injections name."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(f"{number:4} {line}" for number, line in enumerate(lines, 1))
 
 
 def _lines(path: Path) -> list[ConsoleLine]:

@@ -46,10 +46,20 @@ class Domains:
                 return item
             stay = known
             if record["substream_id"] is None:
-                stay.title += f", ASID {ContextDescriptor(_value(record)).asid}"
+                stay = self._named(
+                    record, known, f", ASID {ContextDescriptor(_value(record)).asid}"
+                )
             stay.add(record)
         stay.relate(item)
         return item
+
+    def _named(self, record: Record, stay: Item, name: str) -> Item:
+        """The stay in the domain of that name: another one, if this one has another name by now."""
+        config, comma, before = stay.title.partition(", ")
+        if comma and comma + before != name:
+            return self._stay(record, config + name, stay.tone)
+        stay.title = config + name
+        return stay
 
     def consumed(self, record: Record, command: Item) -> None:
         """A command may have ended a stay: what was fetched is forgotten, or what memory says is now in force."""

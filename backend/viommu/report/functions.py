@@ -7,7 +7,8 @@ from viommu.report.model import Item, Record
 
 _LANE = "Function"
 _NAMES = ("function", "endpoint", "device", "driver", "domain")
-_STREAM = re.compile(r"stream_id=(?:0x)?([0-9a-f]+)")
+_STREAM = re.compile(r"\bstream_id=(\d+)")
+_FUNCTION = re.compile(r"\bfunction='(\w+)'")
 
 
 class Functions:
@@ -28,6 +29,7 @@ class Functions:
             "EngineRefused": self._refused,
             "EngineEnded": self._ended,
             "FaultInjected": self._injection,
+            "EffectCalled": self._effect,
         }
 
     def _client(self, record: Record) -> Item:
@@ -90,13 +92,25 @@ class Functions:
 
     def _injection(self, record: Record) -> Item:
         context = self._context
-        group = context.smmu
         if named := _STREAM.search(record["where"]):
-            group = context.stream({"stream_id": int(named[1], 16)})
+            group = context.stream({"stream_id": int(named[1])})
+        elif named := _FUNCTION.search(record["where"]):
+            group = context.group(named[1])
+        else:
+            group = context.smmu
         self._injected = context.item(
             record, group, "Injections", "injection",
             f"{record['rule']}: {record['action']} at {record['point']}",
             sort=f"{record['action']} at {record['point']}", tone="warn",
+        )  # fmt: skip
+        return self._injected
+
+    def _effect(self, record: Record) -> Item:
+        context = self._context
+        self._injected = context.item(
+            record, context.smmu, "Injections", "injection",
+            f"{record['rule']}: {record['method']}: {record['outcome']}",
+            sort=f"calls of {record['method']}", tone="warn",
         )  # fmt: skip
         return self._injected
 
@@ -109,13 +123,14 @@ class Functions:
     def other(self, record: Record) -> Item:
         """An instant at the best place that the record names."""
         context = self._context
-        name = next((record[key] for key in _NAMES if isinstance(record.get(key), str)), "—")
-        group = (
-            context.stream(record)
-            if isinstance(record.get("stream_id"), int)
-            else context.group(name)
-        )
-        return context.item(record, group, "Other", "other", record["kind"])
+        inner = record.get("event")
+        about = inner if isinstance(inner, dict) else record
+        if isinstance(about.get("stream_id"), int):
+            group = context.stream(about)
+        else:
+            names = (about.get(key) for key in _NAMES)
+            group = context.group(next((n for n in names if isinstance(n, str)), "—"))
+        return context.item(record, group, "Other", "other", str(about.get("kind")))
 
     def finish(self) -> None:
         """What runs now runs to the end."""

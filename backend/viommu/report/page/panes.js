@@ -27,7 +27,7 @@ function showHeader(data) {
   badge.textContent = word;
   badge.classList.add(!data.passed ? "bad" : data.ledger === "exposed" ? "warn" : "good");
   byId("reasons").append(...data.reasons.map(reason => make("li", {}, reason)));
-  byId("facts").append(...data.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value.length < 200 ? value : make("details", {}, make("summary", {}, value.slice(0, 40) + " …"), value)))));
+  byId("facts").append(...data.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value.length < 160 && !value.includes("\n") ? value : make("details", {}, make("summary", {}, value.split("\n")[0].slice(0, 40) + " …"), value)))));
   const sum = numbers => Object.values(numbers).reduce((a, b) => a + b, 0);
   const tile = (value, name, tone = "") => make("div", { className: `tile ${value && value !== "0" ? tone : ""}` }, make("b", {}, value), make("span", {}, name));
   const count = kind => data.counts[kind] ?? 0;
