@@ -24,9 +24,22 @@ Steps = list[tuple[str, int]]
 class LinuxRig:
     """Boots at `start()`. `kernel` are arguments of `Guest` that replace the guest's own kernel."""
 
-    def __init__(self, machine: str | Path, assets: Assets, kernel: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        machine: str | Path,
+        assets: Assets,
+        kernel: dict[str, Any],
+        *,
+        ledger: bool = False,
+    ) -> None:
         self.rig = Rig(
-            machine, assets=assets, trace=True, linux_driver=True, scripts=INSIDE, **kernel
+            machine,
+            assets=assets,
+            trace=True,
+            ledger=ledger,
+            linux_driver=True,
+            scripts=INSIDE,
+            **kernel,
         )
         self.boot_events: list[Event] = []
         self._trace: TraceReader | None = None

@@ -80,6 +80,7 @@ class Smmu:
         tracer: Tracer | None = None,
         interrupt: Callable[[], object] = lambda: None,
     ) -> None:
+        self.memory = memory
         self.features = features = features or Features()
         ats, pri = features.ats, features.pri
         self._writable_cr0 = _CR0 | (_CR0_ATS if ats else 0) | (_CR0_PRI if pri else 0)
