@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tests.smmu_rig import CMDQ_PROD, COMMANDS, PAGE, PLAIN, STE_ABORT, STREAM, STRTAB, Rig
 from viommu.endpoints.port import DmaFault, DmaPort
+from viommu.ledger import Witness
 from viommu.report.model import Item
 from viommu.report.timeline import BUDGET, Timeline, build, read_trace
 from viommu.trace import Tracer
@@ -12,17 +13,22 @@ from viommu.trace_file import TraceFile
 
 IOVA = 0x10000
 CFGI_STE, SYNC = (0x03 | STREAM << 32, 1), (0x46, 0)
+TLBI_NH_ALL = (0x10, 0)
 
 
 class Stage:
-    """The SMMU of `Rig` with one mapped page at `IOVA`, and a port behind it; the trace goes to `path`."""
+    """The SMMU of `Rig` with one mapped page at `IOVA`, and a port behind it; the trace goes to `path`.
 
-    def __init__(self, path: Path) -> None:
+    With `witnessed` a witness looks on.
+    """
+
+    def __init__(self, path: Path, *, witnessed: bool = False) -> None:
         self.path = path
         self._tracer = Tracer()
         self._file = TraceFile(self._tracer, path)
         self.rig = Rig(tracer=self._tracer)
-        self.rig.map(IOVA, self.rig.alloc(4096) | PAGE | PLAIN)
+        self._witness = Witness(self.rig.smmu) if witnessed else None
+        self._entry = self.rig.map(IOVA, self.rig.alloc(4096) | PAGE | PLAIN)
         self.port = DmaPort(self.rig.memory, STREAM, self.rig.smmu, self._tracer)
         self.port.bus_master = True
 
@@ -44,6 +50,11 @@ class Stage:
         transfer.done()
         self.rig.run()
 
+    def unmap(self, *commands: tuple[int, int]) -> None:
+        """Take the page away, and issue the commands."""
+        self.rig.put(self._entry, 0)
+        self.rig.submit(*commands)
+
     def bad_command(self) -> None:
         """One that there is not: consumption stops."""
         position = self.rig.read(CMDQ_PROD)
@@ -56,6 +67,8 @@ class Stage:
         return build(read_trace(self.path), evidence=evidence, budget=budget)
 
     def close(self) -> None:
+        if self._witness is not None:
+            self._witness.close()
         self._file.close()
 
 

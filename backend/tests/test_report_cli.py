@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.report_rig import attach_fault_detach
+from tests.report_rig import SYNC, Stage, attach_fault_detach
 from viommu.cli import app
 
 SENTENCE = re.compile(r"viommu: [^\n]+\n")
@@ -41,6 +41,26 @@ def test_every_form_at_once(trace: Path, tmp_path: Path) -> None:
     assert "a line" in (tmp_path / "r.xml").read_text()
     assert "bold \N{REPLACEMENT CHARACTER}" in (tmp_path / "r.html").read_text()
     assert b"CMD_SYNC" in (tmp_path / "r.perfetto-trace").read_bytes()
+
+
+def test_a_violation_is_in_every_form_and_in_the_exit_code(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "trace.jsonl", witnessed=True)
+    stage.write()
+    stage.unmap(SYNC)
+    stage.write()
+    stage.close()
+    result = viommu(
+        "report", stage.path, "--json", tmp_path / "r.json", "--junit", tmp_path / "r.xml"
+    )
+    assert result.exit_code == 1
+    assert "viommu: missing-invalidation: " in result.stderr
+    verdict = json.loads((tmp_path / "r.json").read_text())
+    assert (verdict["verdict"], verdict["ledger"]["verdict"]) == ("fail", "violated")
+    assert (
+        '<testcase classname="viommu.run" name="ledger: missing-invalidation">'
+        in (tmp_path / "r.xml").read_text()
+    )
+    assert '"ledger":"violated"' in (tmp_path / "trace.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.report_rig import IOVA, Stage, attach_fault_detach, items
+from tests.report_rig import IOVA, SYNC, TLBI_NH_ALL, Stage, attach_fault_detach, items
 from tests.smmu_rig import ASID, CD_PLAIN, STREAM
 from viommu.report.timeline import build, read_trace
 
@@ -110,33 +110,53 @@ def test_the_lanes_are_those_of_the_stream_then_the_smmu(tmp_path: Path) -> None
     ]
 
 
+# With a witness
+
+
+@pytest.fixture
+def witnessed(tmp_path: Path) -> Iterator[Stage]:
+    with_witness = Stage(tmp_path / "witnessed.jsonl", witnessed=True)
+    yield with_witness
+    with_witness.close()
+
+
+def test_memory_says_what_domain_a_stream_is_in(witnessed: Stage) -> None:
+    witnessed.write()
+    witnessed.detach_in_flight()
+    attached, detached = items(witnessed.timeline(), "domain")[-2:]
+    assert attached.title.startswith("s1 translate, ASID 7")
+    assert detached.title == "abort"
+    assert detached.begin < items(witnessed.timeline(), "command")[-1].begin
+
+
+def test_a_stale_entry_is_a_span_until_its_invalidation(witnessed: Stage) -> None:
+    witnessed.write()
+    witnessed.unmap(SYNC)
+    witnessed.write()
+    witnessed.rig.submit(TLBI_NH_ALL, SYNC)
+    timeline = witnessed.timeline()
+    (span,) = items(timeline, "stale")
+    assert span.title == "TLB of ASID 7 needs CMD_TLBI_NH_VA"
+    used = items(timeline, "fault", lambda item: span in item.related)
+    assert [item.sort for item in used] == ["translated by a stale TLB", "moved by a stale TLB"]
+    assert span.end < timeline.end
+
+
+def test_a_stale_entry_that_stays_says_so(witnessed: Stage) -> None:
+    witnessed.write()
+    witnessed.unmap(SYNC)
+    (span,) = items(witnessed.timeline(), "stale")
+    assert (span.title, span.tone) == (
+        "TLB of ASID 7 needs CMD_TLBI_NH_VA (still there at the end)",
+        "bad",
+    )
+
+
 # Events of whom the model alone knows nothing
 
 
 def line(seq: int, kind: str, **fields: Any) -> dict[str, Any]:
     return {"seq": seq, "time": seq / 1000, "kind": kind, **fields}
-
-
-def test_a_witness_says_what_domain_a_stream_is_in() -> None:
-    configured = {
-        "stream_id": 16,
-        "substream_id": None,
-        "structure": "STE",
-        "vmid": 0,
-        "asid": None,
-    }
-    timeline = build([
-        line(1, "StreamConfigured", **{**configured, "state": "translate", "config": "S1_TRANSLATE", "asid": 7}),
-        line(2, "StreamConfigured", **configured, state="abort", config=""),
-        line(3, "ServerHolds"),
-    ])  # fmt: skip
-    attached, detached = items(timeline, "domain")
-    assert (attached.title, attached.begin, attached.end) == (
-        "s1 translate, ASID 7, VMID 0",
-        0.001,
-        0.002,
-    )
-    assert (detached.title, detached.end) == ("abort", 0.003)
 
 
 def test_an_injection_leads_to_what_comes_next() -> None:

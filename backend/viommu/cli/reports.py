@@ -1,9 +1,10 @@
 """The files that tell of a run: which were asked for, and how they are written."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from viommu.lab.errors import LabError
+from viommu.ledger import Ledger
 from viommu.report import Run, build, perfetto
 from viommu.report.html import page
 from viommu.report.outcome import as_json, as_junit
@@ -28,14 +29,16 @@ class Wanted:
 
 def write(run: Run, trace: Path, wanted: Wanted) -> Run:
     """Write what is wanted of a run and its trace. Returns the run with what the ledger says of it."""
-    run = judged(run, trace)
     try:
+        run = judged(run, trace)
         timeline = build(read_trace(trace), evidence=run.evidence)
         if wanted.perfetto is not None:
             with wanted.perfetto.open("wb") as file:
                 perfetto.write(build(read_trace(trace), budget=perfetto.BUDGET), file)
     except ValueError as error:
         raise LabError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise LabError(f"{trace} is no trace that this version reads: {error!r}") from error
     for path, make in ((wanted.page, page), (wanted.json, as_json), (wanted.junit, as_junit)):
         if path is not None:
             path.write_text(make(run, timeline), encoding="utf-8")
@@ -43,5 +46,9 @@ def write(run: Run, trace: Path, wanted: Wanted) -> Run:
 
 
 def judged(run: Run, trace: Path) -> Run:
-    """The run with the ledger's verdict, where the trace has what a ledger needs."""
-    return run
+    """The run with the ledger's verdict, where the trace tells what a ledger needs."""
+    ledger = Ledger()
+    for record in read_trace(trace):
+        ledger.read(record)
+    verdict = ledger.verdict()
+    return replace(run, ledger=verdict.as_dict()) if verdict.witnessed else run

@@ -74,6 +74,9 @@ def run(
         Path | None,
         typer.Option(help="What goes wrong on purpose: a plan, a TOML file.", dir_okay=False),
     ] = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger/--no-ledger", help="Watch every detach; it slows DMA down.")
+    ] = True,
     timeout: Annotated[float, typer.Option(help="Seconds that the command may take.", min=1)] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")] = 0,
 ) -> None:
@@ -96,6 +99,7 @@ def run(
             follow=_show,
             timeout=timeout,
             assets=assets,
+            ledger=ledger and any(device.model == "smmuv3" for device in config.devices),
             seed=seed,
             faults=faults,
             linux_driver=not raw and find_smmu(config) is not None,

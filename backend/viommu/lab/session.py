@@ -48,15 +48,17 @@ def played(
     *,
     follow: Callable[[bytes], None],
     timeout: float | None = None,
+    ledger: bool = True,
     **rig: Any,
 ) -> Iterator[Played]:
     """Boot `machine`, run `command` in the guest, end the guest and tell what came of it.
 
-    `follow` gets the command's output as it comes. Further arguments are those of `Rig`. A guest that fails is told of
-    in `error`; what else goes wrong is raised. The trace is there until the context ends.
+    `follow` gets the command's output as it comes. With `ledger` the trace has what the ledger needs. Further arguments
+    are those of `Rig`. A guest that fails is told of in `error`; what else goes wrong is raised. The trace is there
+    until the context ends.
     """
     recorder = Recorder()
-    made = Rig(machine, trace=True, listener=recorder.feed, **rig)
+    made = Rig(machine, trace=True, ledger=ledger, listener=recorder.feed, **rig)
     start = monotonic()  # the trace began when its server was ready
     status, error, kernel = None, None, None
     log, booted = "", 0.0

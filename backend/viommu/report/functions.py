@@ -129,7 +129,8 @@ class Functions:
             group = context.stream(about)
         else:
             names = (about.get(key) for key in _NAMES)
-            group = context.group(next((n for n in names if isinstance(n, str)), "—"))
+            name = next((each for each in names if isinstance(each, str)), None)
+            group = context.smmu if name is None else context.group(name)
         return context.item(record, group, "Other", "other", str(about.get("kind")))
 
     def finish(self) -> None:

@@ -7,12 +7,6 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-KINDS = (
-    "domain", "dma", "fault", "record", "injection", "command", "sync", "error",
-    "tables", "register", "engine", "function", "other",
-)  # fmt: skip
-"""What an item can be; a reader filters by it."""
-
 _EVENTS = 4
 _FINEST = 1e-6  # seconds: what a trace tells apart
 _RELATED = 32

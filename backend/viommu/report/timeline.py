@@ -17,14 +17,25 @@ from viommu.report.context import Context, Handler
 from viommu.report.domains import Domains
 from viommu.report.functions import Functions
 from viommu.report.model import Item, Lane, Lanes, Record
+from viommu.report.stale import Stale
 from viommu.report.transactions import Transactions
 
 BUDGET = 8000
 """Items that a page carries and a browser draws without effort."""
 _RECORDS = 400
 _NESTED = "HostSmmuEvent"
-_HIDDEN = {"DomainRemembered", "EntryStale", "EntriesGone", "AccountClosed", "ServerHolds"}
-_ORDER = ("Domain", "DMA", "Faults", "Records", "Injections", "Commands", "CMD_SYNC", "Errors")
+_HIDDEN = {"ServerHolds"}
+_ORDER = (
+    "Domain",
+    "DMA",
+    "Faults",
+    "Records",
+    "Stale",
+    "Injections",
+    "Commands",
+    "CMD_SYNC",
+    "Errors",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +73,13 @@ class _Side:
         self._functions = Functions(self._context)
         self._transactions = Transactions(self._context)
         self._commands = Commands(self._context, self._domains)
+        self._stale = Stale(self._context)
         self._handlers: dict[str, Handler] = {
             **self._domains.handlers,
             **self._functions.handlers,
             **self._transactions.handlers,
             **self._commands.handlers,
+            **self._stale.handlers,
         }
 
     def read(self, record: Record, time: float) -> Item | None:
@@ -86,6 +99,7 @@ class _Side:
         self._functions.finish()
         self._transactions.finish()
         self._commands.finish()
+        self._stale.finish()
 
 
 def build(

@@ -25,7 +25,6 @@ class Transactions:
             "TransactionHeld": self._stalled,
             "EventRecorded": self._recorded,
             "EventLost": self._lost,
-            "StaleUse": self._stale,
             "TranslationCompleted": self._completed,
             "PageRequested": self._page_requested,
             "PageResponded": self._page_responded,
@@ -117,18 +116,6 @@ class Transactions:
         fault = self._fault.get(record["stream_id"])
         if fault is not None and fault.events and fault.events[-1].get("event") == record["event"]:
             item.relate(fault)
-        return item
-
-    def _stale(self, record: Record) -> Item:
-        context = self._context
-        what = "moved" if record["moved"] else "translated"
-        item = context.item(
-            record, context.stream(record), "Faults", "fault",
-            f"{record['size']:,} bytes at {record['iova']:#x} {what} by a stale {record['cause']}",
-            sort=f"{what} by a stale {record['cause']}", tone="warn",
-        )  # fmt: skip
-        if context.last is not None and context.last.kind == "dma":
-            item.relate(context.last)
         return item
 
     # ATS and PRI

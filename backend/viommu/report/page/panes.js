@@ -26,7 +26,8 @@ function showHeader(data) {
   const word = !data.passed ? "failed" : data.ledger === "exposed" ? "passed, exposed" : "passed";
   badge.textContent = word;
   badge.classList.add(!data.passed ? "bad" : data.ledger === "exposed" ? "warn" : "good");
-  byId("reasons").append(...data.reasons.map(reason => make("li", {}, reason)));
+  const found = new Set(data.findings.map(finding => `${finding.rule}: ${finding.text}`));
+  byId("reasons").append(...data.reasons.filter(reason => !found.has(reason)).map(reason => make("li", {}, reason)));
   byId("facts").append(...data.facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value.length < 160 && !value.includes("\n") ? value : make("details", {}, make("summary", {}, value.split("\n")[0].slice(0, 40) + " …"), value)))));
   const sum = numbers => Object.values(numbers).reduce((a, b) => a + b, 0);
   const tile = (value, name, tone = "") => make("div", { className: `tile ${value && value !== "0" ? tone : ""}` }, make("b", {}, value), make("span", {}, name));
@@ -46,12 +47,12 @@ function showFindings(report) {
   byId("ledger-title").textContent = `Ledger: ${data.ledger ?? ""}`;
   if (!data.findings.length) byId("findings").append(make("li", { className: "finding note" }, "Nothing was found: every detach was one."));
   for (const finding of data.findings) {
-    const links = finding.evidence.map(([seq, number]) => number === null ? `#${seq}` :
+    const links = finding.evidence.map(([seq, number]) => number === null ? make("span", {}, `#${seq}`) :
       make("button", { className: "link", onclick: () => report.show(report.items[number], true) }, `#${seq}`));
     byId("findings").append(make("li", { className: `finding ${finding.severity}` },
       make("span", { className: "severity" }, finding.severity), make("b", {}, finding.rule), finding.text,
       finding.command ? make("div", { className: "note" }, `missing: ${finding.command}`) : null,
-      links.length ? make("div", { className: "evidence" }, "evidence", ...links) : null));
+      links.length ? make("div", { className: "evidence" }, make("span", {}, "evidence"), ...links) : null));
   }
 }
 
