@@ -18,6 +18,7 @@ _SCRIPTS = ("scale.js", "view.js", "panes.js", "page.js")
 _LINES = 5000  # of the console; the last ones
 _WIDTH = 1000  # characters of a line
 _EVIDENCE = 16
+_COLUMNS = {"event", "stream_id", "· event", "· stream_id"}  # of the table of records, by themselves
 _CONTROL = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f]"
 )
@@ -107,7 +108,7 @@ def _event(event: Record) -> list[Any]:
 
 
 def _record(record: Record, item: int) -> list[Any]:
-    pairs = [pair for pair in decode(record) if pair[0] not in ("event", "stream_id", "· event")]
+    pairs = [pair for pair in decode(record) if pair[0] not in _COLUMNS]
     return [record["seq"], record["time"], record["event"], record["stream_id"], pairs, item]
 
 

@@ -7,8 +7,8 @@ class Scale {
     const gaps = [];
     for (let i = 1; i < sorted.length; i++) if (sorted[i] > sorted[i - 1]) gaps.push(sorted[i] - sorted[i - 1]);
     gaps.sort((a, b) => a - b);
-    const usual = gaps.length ? gaps[Math.floor(gaps.length * 0.9)] : 1;
-    this.limit = squeezed && gaps.length ? Math.max(4 * usual, 1e-6) : Infinity;
+    const usual = gaps.length ? gaps[Math.floor(gaps.length * 0.8)] : 1;
+    this.limit = squeezed && gaps.length ? Math.max(3 * usual, 1e-6) : Infinity;
     this.times = [sorted[0] ?? 0];
     this.places = [0];
     this.gaps = [];
@@ -16,7 +16,7 @@ class Scale {
       const last = this.times[this.times.length - 1];
       const gap = time - last;
       if (gap <= 0) continue;
-      const room = gap <= this.limit ? gap : this.limit * (1 + Math.log2(gap / this.limit) / 8);
+      const room = gap <= this.limit ? gap : this.limit * (1 + Math.log2(gap / this.limit) / 12);
       if (gap > this.limit) this.gaps.push([last, time]);
       this.times.push(time);
       this.places.push(this.places[this.places.length - 1] + room);

@@ -141,7 +141,11 @@ class View {
 
   paint() {
     const style = getComputedStyle(document.documentElement);
-    this.colour = name => style.getPropertyValue("--" + name).trim();
+    const colours = new Map();
+    this.colour = name => {
+      if (!colours.has(name)) colours.set(name, style.getPropertyValue("--" + name).trim());
+      return colours.get(name);
+    };
     this.paintAxis();
     this.paintOverview();
     const context = this.context("lanes");
@@ -159,7 +163,8 @@ class View {
     for (const row of this.rows) {
       const y = row.top - top;
       if (!row.lane || y > height || y + row.height < 0) continue;
-      for (const item of row.items) this.paintItem(context, item, y);
+      const drawn = new Map();
+      for (const item of row.items) if (!this.isCovered(item, drawn)) this.paintItem(context, item, y);
       for (const item of row.items) if (item === this.report.selected || this.report.related.has(item)) this.paintItem(context, item, y);
     }
     this.paintRelations(context, top);
@@ -181,6 +186,14 @@ class View {
     return [x0, y + PADDING + Math.min(item.row, ROWS - 1) * ROW, Math.max(wide, 3), ROW - 2, wide];
   }
 
+  /* Whether the same was just drawn in the same pixels: of thousands of instants few are seen. */
+  isCovered(item, drawn) {
+    const right = Math.max(this.x(item.end), this.x(item.begin) + 3), place = `${item.row} ${item.hue} ${this.report.dimmed(item)}`;
+    if (right - (drawn.get(place) ?? -Infinity) < 0.5) return true;
+    drawn.set(place, right);
+    return false;
+  }
+
   paintItem(context, item, y) {
     const [x, top, width, height, wide] = this.shape(item, y);
     if (x + width < LABELS || x > this.width) return;
@@ -188,13 +201,15 @@ class View {
     const faint = this.report.dimmed(item) || (selected && item !== selected && !related.has(item));
     context.globalAlpha = faint ? 0.28 : 1;
     context.fillStyle = this.colour(item.hue);
-    context.beginPath();
-    context.roundRect(x, top, width, height, wide > 6 ? 3 : 1);
-    context.fill();
+    if (wide > 6) {
+      context.beginPath();
+      context.roundRect(x, top, width, height, 3);
+      context.fill();
+    } else context.fillRect(x, top, width, height);
     if (item === selected || related.has(item)) {
       context.strokeStyle = this.colour(item === selected ? "ink" : "accent");
       context.lineWidth = 2;
-      context.stroke();
+      context.strokeRect(x, top, width, height);
     }
     const from = Math.max(x, LABELS), room = Math.min(x + width, this.width) - from - 8;
     if (room > 28) {
@@ -270,12 +285,16 @@ class View {
     const x = place => LABELS + place / this.scale.length * width;
     context.fillStyle = this.colour("soft");
     context.fillText("all of it", 8, height / 2);
+    const drawn = new Map();
+    context.globalAlpha = 0.75;
     for (const item of this.report.items) {
       if (!this.report.shows(item) || item.kind === "function") continue;
-      context.globalAlpha = 0.75;
       context.fillStyle = this.colour(item.hue);
-      const from = x(this.scale.place(item.begin));
-      context.fillRect(from, 5 + item.lane.band * 30, Math.max(x(this.scale.place(item.end)) - from, 1.5), Math.max(30 / this.report.lanes.length - 0.5, 1.5));
+      const from = x(this.scale.place(item.begin)), to = Math.max(x(this.scale.place(item.end)), from + 1.5);
+      const place = item.lane.band + item.hue;
+      if (to - (drawn.get(place) ?? -Infinity) < 0.5) continue;
+      drawn.set(place, to);
+      context.fillRect(from, 5 + item.lane.band * 30, to - from, Math.max(30 / this.report.lanes.length - 0.5, 1.5));
     }
     context.globalAlpha = 1;
     const [a, b] = [Math.max(x(this.from), LABELS), Math.min(x(this.to), this.width)];
