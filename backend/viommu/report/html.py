@@ -18,7 +18,12 @@ _SCRIPTS = ("scale.js", "view.js", "panes.js", "page.js")
 _LINES = 5000  # of the console; the last ones
 _WIDTH = 1000  # characters of a line
 _EVIDENCE = 16
-_COLUMNS = {"event", "stream_id", "· event", "· stream_id"}  # of the table of records, by themselves
+_COLUMNS = {
+    "event",
+    "stream_id",
+    "· event",
+    "· stream_id",
+}  # of the table of records, by themselves
 _CONTROL = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?|[\x00-\x08\x0b-\x1f\x7f]"
 )
