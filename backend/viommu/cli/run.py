@@ -9,6 +9,17 @@ import typer
 from rich.console import Console
 
 from viommu.cli.explain import complain, explained
+from viommu.cli.options import (
+    AppendOption,
+    FaultsOption,
+    GuestOption,
+    InitramfsOption,
+    KernelOption,
+    MachineArgument,
+    ModulesOption,
+    RawOption,
+    SeedOption,
+)
 from viommu.cli.reports import Wanted, write
 from viommu.faults.plan import Plan
 from viommu.lab.assets import Assets
@@ -33,10 +44,7 @@ _JunitOption = Annotated[Path | None, typer.Option("--junit", help="The verdict 
 
 
 def run(
-    machine: Annotated[
-        str,
-        typer.Argument(help="A machine of qemu-configs/ by name, or the path of a TOML file."),
-    ],
+    machine: MachineArgument,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -48,37 +56,18 @@ def run(
     trace: _PerfettoOption = None,
     as_json: _JsonOption = None,
     junit: _JunitOption = None,
-    kernel: Annotated[
-        Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
-    ] = None,
-    guest: Annotated[
-        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
-    ] = None,
-    initramfs: Annotated[
-        Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)
-    ] = None,
-    modules: Annotated[
-        Path | None,
-        typer.Option(
-            help="Its modules: a lib/modules/<release> directory.", exists=True, file_okay=False
-        ),
-    ] = None,
-    append: Annotated[str, typer.Option(help="More words for the kernel command line.")] = "",
-    raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."
-        ),
-    ] = False,
-    faults: Annotated[
-        Path | None,
-        typer.Option(help="What goes wrong on purpose: a plan, a TOML file.", dir_okay=False),
-    ] = None,
+    kernel: KernelOption = None,
+    guest: GuestOption = None,
+    initramfs: InitramfsOption = None,
+    modules: ModulesOption = None,
+    append: AppendOption = "",
+    raw: RawOption = False,
+    faults: FaultsOption = None,
     ledger: Annotated[
         bool, typer.Option("--ledger/--no-ledger", help="Watch every detach; it slows DMA down.")
     ] = True,
     timeout: Annotated[float, typer.Option(help="Seconds that the command may take.", min=1)] = 600,
-    seed: Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")] = 0,
+    seed: SeedOption = 0,
 ) -> None:
     """Boot MACHINE, run a script or a command in the guest, and end with its exit code.
 
@@ -93,6 +82,7 @@ def run(
             Plan.load(faults)  # a mistake in it is told before anything starts
         config, assets = load_machine(machine), Assets.load()
         command, files = _command(words)
+        linux_driver = not raw and find_smmu(config) is not None
         with played(
             machine,
             command,
@@ -102,7 +92,7 @@ def run(
             ledger=ledger and any(device.model == "smmuv3" for device in config.devices),
             seed=seed,
             faults=faults,
-            linux_driver=not raw and find_smmu(config) is not None,
+            linux_driver=linux_driver,
             scripts=scripts_directory(),
             extra_files=files,
             kernel=kernel,
@@ -117,7 +107,9 @@ def run(
                 "seed": str(seed),
                 "QEMU": assets.qemu_for(config.arch).version,
                 "kernel": result.kernel or str(kernel or guest or config.arch),
-                "SMMU driven by": "scripts" if raw else "the guest's driver, where it has one",
+                "SMMU driven by": "the guest's arm-smmu-v3"
+                if linux_driver
+                else "scripts in the guest",
                 **({} if faults is None else {"plan": f"{faults}\n{_numbered(faults)}"}),
                 "QEMU's command line": shlex.join(result.qemu),
             }

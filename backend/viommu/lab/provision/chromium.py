@@ -49,8 +49,13 @@ def provide(cache: Cache, say: Say) -> Path:
     found = find(cache)
     if found is not None:
         return found
-    with cache.locked(say):
-        return find(cache) or _install(cache, say)
+    try:
+        with cache.locked(say):
+            return find(cache) or _install(cache, say)
+    except ProvisionError as error:
+        raise ProvisionError(
+            f"No Chromium is on PATH (Debian: apt-get install chromium), and none can be had: {error}"
+        ) from error
 
 
 def _directory() -> str:

@@ -15,7 +15,7 @@ class View {
     this.listen();
     new ResizeObserver(() => requestAnimationFrame(() => this.layout())).observe(document.getElementById("chart"));
     this.scroll.addEventListener("scroll", () => this.draw());
-    for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", () => this.draw());
+    for (const query of ["(prefers-color-scheme: dark)", "print"]) matchMedia(query).addEventListener("change", () => this.layout());
     document.fonts?.ready.then(() => this.draw());
   }
 
