@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree as Xml
+
+from viommu.lab.config import scripts_directory
 
 SCRIPT = """\
 import sys
@@ -48,6 +51,36 @@ def test_the_guests_own_driver_is_in_the_report(tmp_path: Path) -> None:
     assert "arm-smmu-v3" in text  # what the kernel said, though not on the console
     (suite,) = Xml.parse(junit).getroot()
     assert suite.attrib["failures"] == "0"
+
+
+def test_a_detach_that_was_none_is_a_violation_with_its_evidence(tmp_path: Path) -> None:
+    script = scripts_directory() / "raw.py"
+    page, verdict = tmp_path / "r.html", tmp_path / "r.json"
+    done = run("--raw", "--report", page, "--json", verdict, "aarch64-virt", script, "omit", "tlbi")
+    assert done.returncode == 1
+    ledger = json.loads(verdict.read_text())["ledger"]
+    (finding,) = [each for each in ledger["findings"] if each["severity"] == "violation"]
+    assert finding["rule"] == "missing-invalidation"
+    embedded = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', page.read_text())
+    assert embedded is not None
+    data = json.loads(embedded[1])
+    (shown,) = [each for each in data["findings"] if each["severity"] == "violation"]
+    assert [seq for seq, _ in shown["evidence"]] == finding["evidence"][:16]
+    assert all(item is not None for _, item in shown["evidence"])
+
+
+def test_an_injection_of_a_plan_is_on_the_time_line(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        '[[fault]]\nname = "mine"\nat = "dma-translated"\nwhen = { nth = 1 }\ndo = { action = "abort" }\n'
+    )
+    page, script = tmp_path / "r.html", scripts_directory() / "raw.py"
+    done = run(
+        "--raw", "--faults", plan, "--report", page, "aarch64-virt", script, "attach", "linear"
+    )
+    assert '"status": "ERROR"' in done.stdout
+    assert '"FaultInjected":1' in page.read_text()
+    assert "mine: abort at dma-translated" in page.read_text()
 
 
 def test_a_panic_is_told_and_the_report_is_written(tmp_path: Path) -> None:

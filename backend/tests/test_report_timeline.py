@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.report_rig import IOVA, SYNC, TLBI_NH_ALL, Stage, attach_fault_detach, items
 from tests.smmu_rig import ASID, CD_PLAIN, STREAM
@@ -228,6 +230,43 @@ def test_any_number_of_streams_has_a_bounded_number_of_lanes() -> None:
     timeline = build(line(n + 1, "Aborted", stream_id=n, **fault) for n in range(1000))
     assert len(timeline.lanes) == 65
     assert sum(item.count for item in timeline.items) == 1000
+
+
+# What may be missing
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    stage = Stage(tmp_path_factory.mktemp("busy") / "trace.jsonl", witnessed=True)
+    for _ in range(3):
+        stage.write()
+        stage.write(IOVA + 0x1000)
+    stage.unmap(SYNC)
+    stage.write()
+    stage.rig.submit(TLBI_NH_ALL, SYNC)
+    stage.rig.context(CD_PLAIN ^ ASID << 48 | 9 << 48)
+    stage.write()
+    stage.bad_command()
+    stage.close()
+    return [dict(event) for event in read_trace(stage.path)]
+
+
+@given(st.data())
+def test_any_part_of_a_trace_is_a_time_line(
+    busy: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    budget = data.draw(st.integers(4, 100))
+    part = [event for event in busy if data.draw(st.booleans())]
+    timeline = build(part, budget=budget, evidence=[event["seq"] for event in part[:2]])
+    assert timeline.events == len(part)
+    everything = set(timeline.items)
+    for lane in timeline.lanes:
+        ends: dict[int, float] = {}
+        for item in lane.items:
+            assert item.begin <= item.end
+            assert item.begin >= ends.get(item.row, 0.0)
+            ends[item.row] = item.end
+            assert {other.current() for other in item.related} <= everything
 
 
 # Files

@@ -107,6 +107,7 @@ def run(
                 "seed": str(seed),
                 "QEMU": assets.qemu_for(config.arch).version,
                 "kernel": result.kernel or str(kernel or guest or config.arch),
+                "streams": ", ".join(f"{d.name} {d.stream_id:#x}" for d in config.devices),
                 "SMMU driven by": "the guest's arm-smmu-v3"
                 if linux_driver
                 else "scripts in the guest",
