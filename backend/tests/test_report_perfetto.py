@@ -40,23 +40,28 @@ def test_the_tracks_are_the_lanes_below_their_groups(packets: list[Any]) -> None
     assert {(None, "stream 0x10"), ("stream 0x10", "DMA"), ("SMMU", "CMD_SYNC")} <= placed
 
 
-def test_slices_nest_and_have_the_times_of_the_items(
+def test_slices_have_the_times_of_the_items_on_the_track_of_their_lane(
     packets: list[Any], timeline: Timeline
 ) -> None:
-    open_slices: dict[int, int] = {}
+    tracks = {packet.track_descriptor.uuid: packet.track_descriptor.name for packet in packets}
+    ends: dict[int, int] = {}
     found = []
-    for packet in packets:
+    # As the trace processor does: in the order of time, and a slice ends before the next one begins.
+    for packet in sorted(packets, key=lambda each: each.timestamp):
         event = packet.track_event
-        if event.type == BEGIN:
-            assert event.track_uuid not in open_slices
-            open_slices[event.track_uuid] = packet.timestamp
-            found.append((event.name, packet.timestamp))
+        if event.type in (BEGIN, INSTANT):
+            assert event.track_uuid not in ends
+            found.append([tracks[event.track_uuid], event.name, packet.timestamp, packet.timestamp])
+            if event.type == BEGIN:
+                ends[event.track_uuid] = len(found) - 1
         elif event.type == END:
-            assert packet.timestamp > open_slices.pop(event.track_uuid)
-        elif event.type == INSTANT:
-            found.append((event.name, packet.timestamp))
-    assert open_slices == {}
-    assert sorted(found) == sorted((item.title, round(item.begin * 1e9)) for item in timeline.items)
+            found[ends.pop(event.track_uuid)][3] = packet.timestamp
+    assert ends == {}
+    assert sorted(found) == sorted(
+        [lane.name, item.title, round(item.begin * 1e9), round(item.end * 1e9)]
+        for lane in timeline.lanes
+        for item in lane.items
+    )
 
 
 def test_arrows_join_what_belongs_together(packets: list[Any], timeline: Timeline) -> None:
