@@ -1,0 +1,148 @@
+"""The pytest plugin `viommu`: guests behind an IOMMU as fixtures, and a test fails when its guest misbehaves.
+
+docs/pytest.md tells how it is used. Every pytest of an environment with viommu loads this file, so it imports the lab
+only when a test wants a guest.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from viommu.pytest_plugin.options import GuestOptions, RunOptions, changed, chosen, declare
+
+if TYPE_CHECKING:
+    from viommu.lab.config import Device
+    from viommu.lab.guest import Guest
+    from viommu.lab.rig import Rig
+    from viommu.pytest_plugin.lab import Lab, Smmu
+    from viommu.pytest_plugin.pool import Pool
+
+_POOL = pytest.StashKey["Pool"]()
+_RUN = pytest.StashKey[RunOptions]()
+_LAB = pytest.StashKey["Lab"]()
+
+_MARKERS = (
+    "viommu(**options, dirty=False): the guest of the test, by the options of viommu; a dirty one is for no other test",
+    "viommu_allow(*patterns): what the guest or its SMMU may do that would else fail the test, by regular expressions",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    declare(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+
+
+# The fixtures
+
+
+@pytest.fixture
+def viommu_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
+    """Makes guests for the test, and says what of their doings is foreseen."""
+    from viommu.pytest_plugin.lab import Lab
+
+    item = request.node
+    base = chosen(request.config, GuestOptions)
+    marked: dict[str, Any] = {}
+    for marker in reversed(list(item.iter_markers("viommu"))):
+        marked |= marker.kwargs
+    dirty = marked.pop("dirty", False)
+    allowed = [pattern for marker in item.iter_markers("viommu_allow") for pattern in marker.args]
+    pool = _pool(request.config)
+    lab = Lab(lambda options: pool.get(changed(base, marked | options, item.path.parent)), allowed)
+    lab.dirty = dirty
+    item.stash[_LAB] = lab
+    yield lab
+    lab.leave()
+
+
+@pytest.fixture
+def viommu_rig(viommu_lab: "Lab") -> "Rig":
+    """A machine with its devices served and its guest up, which other tests may have used and may use."""
+    return viommu_lab.rig()
+
+
+@pytest.fixture
+def viommu_guest(viommu_rig: "Rig") -> "Guest":
+    """The guest of `viommu_rig`: runs commands, takes files, and talks to its QEMU."""
+    return viommu_rig.guest
+
+
+@pytest.fixture
+def viommu_endpoints(viommu_rig: "Rig") -> "Sequence[Device]":
+    """The DMA masters of `viommu_rig`: their names, slots and StreamIDs."""
+    return [device for device in viommu_rig.machine.devices if device.model != "smmuv3"]
+
+
+@pytest.fixture
+def viommu_smmu(viommu_rig: "Rig") -> "Iterator[Smmu]":
+    """The SMMU of `viommu_rig`: what it does from here on."""
+    from viommu.pytest_plugin.lab import Smmu
+
+    (device,) = [device for device in viommu_rig.machine.devices if device.model == "smmuv3"]
+    with viommu_rig.serving.trace() as trace:
+        yield Smmu(device, trace)
+
+
+def _pool(config: pytest.Config) -> "Pool":
+    """The guests of this process."""
+    from viommu.pytest_plugin.assets import provided
+    from viommu.pytest_plugin.pool import Pool
+
+    if _POOL not in config.stash:
+        pool = Pool(_run(config).guests, lambda image: provided(config, image))
+        config.stash[_POOL] = pool
+        config.add_cleanup(pool.close)
+    return config.stash[_POOL]
+
+
+def _run(config: pytest.Config) -> RunOptions:
+    if _RUN not in config.stash:
+        config.stash[_RUN] = chosen(config, RunOptions)
+    return config.stash[_RUN]
+
+
+# The verdict
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    try:
+        yield
+    except BaseException:
+        _look(item)
+        raise
+    unforeseen = _look(item)
+    if unforeseen and not _run(item.config).keep_going:
+        pytest.fail(
+            "\n".join(["the guest did what the test does not foresee:", *unforeseen]), False
+        )
+
+
+def _look(item: pytest.Item) -> list[str]:
+    """What the guests of the test did that it has not foreseen; becomes a section of its report."""
+    lab = item.stash.get(_LAB, None)
+    unforeseen = lab.unforeseen() if lab is not None else []
+    if unforeseen:
+        item.add_report_section("call", "viommu", "\n".join(unforeseen))
+    return unforeseen
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    lab = item.stash.get(_LAB, None)
+    if report.failed and lab is not None:
+        report.sections += [(title, text) for title, text in lab.sections() if text]
+        if (folder := _run(item.config).artifacts) is not None:
+            from viommu.pytest_plugin.artifacts import keep
+
+            kept = keep(folder, item.nodeid, lab)
+            report.sections.append(("viommu: artifacts", str(kept)))
+    return report

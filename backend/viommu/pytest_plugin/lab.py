@@ -1,0 +1,164 @@
+"""The guests of one test: what they did that it must have foreseen, and what they leave as evidence."""
+
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from viommu.lab.config import Device
+from viommu.lab.guest import Guest
+from viommu.lab.rig import Rig
+from viommu.pytest_plugin.pool import Booted
+from viommu.trace_file import TraceReader
+
+
+@dataclass
+class Watched:
+    """A guest that the test has, and what has been told of it since it had it."""
+
+    guest: Guest
+    booted: Booted | None
+    console_start: int
+    server_start: int
+    kernel_log: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+
+
+class Lab:
+    """What the fixture `viommu_lab` is: makes guests, and says what of their doings is foreseen.
+
+    A WARNING, oops, panic or hang of a guest, the end of its server and an event of its SMMU fail the test, also one
+    whose body has passed, unless the test says before that it may happen (the marker `viommu_allow`) or must happen
+    (`expect`).
+    """
+
+    def __init__(self, get: Callable[[dict[str, Any]], Booted], allowed: Sequence[str]) -> None:
+        self._get = get
+        self._allowed = [re.compile(pattern) for pattern in allowed]
+        self._watched: list[Watched] = []
+        self._alarms: list[str] = []
+        self.dirty = False
+        """Whether the guests of this test are not for another one. A test may set it."""
+
+    def rig(self, **options: Any) -> Rig:
+        """A machine with its guest up: the one that the options and the test's marker describe, but for `options`.
+
+        Another test may have used it before. When it is one more than `--viommu-guests`, the one that was not asked
+        for longest is ended, also one of this test. Raises `viommu.lab.errors.LabError` when it does not boot.
+        """
+        self._ask()  # one of ours may be ended for it
+        booted = self._get(options)
+        if not any(each.booted is booted for each in self._watched):
+            start = len(booted.rig.serving.output())
+            self._watch(Watched(booted.rig.guest, booted, _length(booted.rig.guest), start))
+        return booted.rig
+
+    def watch(self, guest: Guest) -> None:
+        """Attach the console of a guest of the test's own to its report. What it does fails nothing."""
+        self._watch(Watched(guest, None, _length(guest), 0))
+
+    @contextmanager
+    def expect(self, *patterns: str) -> Iterator[list[str]]:
+        """What must happen in the block: for each regular expression, something that it finds.
+
+            with viommu_lab.expect("F_TRANSLATION"):
+                viommu_guest.check("./dma-to-nowhere")
+
+        The list is filled, at the end of the block, with all that matched.
+        """
+        found: list[str] = []
+        self._ask()
+        before, self._alarms = self._alarms, []
+        try:
+            yield found
+        finally:
+            self._ask()
+            others: list[str] = []
+            for alarm in self._alarms:
+                matches = any(re.search(pattern, alarm) for pattern in patterns)
+                (found if matches else others).append(alarm)
+            self._alarms = before + others
+        for pattern in patterns:
+            if not any(re.search(pattern, alarm) for alarm in found):
+                pytest.fail(f"expected of the guest, and did not happen: {pattern}")
+
+    # For the plugin
+
+    def unforeseen(self) -> list[str]:
+        """What the guests did, so far, that the test has not foreseen."""
+        self._ask()
+        return [
+            alarm
+            for alarm in self._alarms
+            if not any(pattern.search(alarm) for pattern in self._allowed)
+        ]
+
+    def leave(self) -> None:
+        """The test is over."""
+        for each in self._watched:
+            if each.booted is not None and self.dirty:
+                each.booted.dirty = True
+
+    def sections(self) -> Iterator[tuple[str, str]]:
+        """The evidence: titles and texts."""
+        for each in self._watched:
+            name = f"{each.guest.machine.arch} guest"
+            yield f"{name}: console", each.guest.console_log()[each.console_start :]
+            if each.booted is None or each.booted.closed:
+                continue
+            yield f"{name}: kernel log", "\n".join(each.kernel_log)
+            yield f"{name}: SMMU events", "\n".join(each.events)
+            yield f"{name}: server", each.booted.rig.serving.output()[each.server_start :]
+            yield f"{name}: QEMU", shlex.join(each.guest.command_line)
+
+    def traces(self) -> Iterator[tuple[str, Path]]:
+        """The files that hold every event of the SMMUs, from the boot on."""
+        for each in self._watched:
+            if each.booted is None or each.booted.closed:
+                continue
+            if (path := each.booted.rig.serving.trace_path) is not None:
+                yield f"{each.guest.machine.arch} guest: trace", path
+
+    def booted(self, rig: Rig) -> Booted:
+        """What `rig()` made it of."""
+        (found,) = [each.booted for each in self._watched if each.booted and each.booted.rig is rig]
+        return found
+
+    def _watch(self, watched: Watched) -> None:
+        self._watched.append(watched)
+
+    def _ask(self) -> None:
+        for each in self._watched:
+            if each.booted is None:
+                continue
+            news = each.booted.newsroom.ask()
+            each.kernel_log += news.kernel_log
+            each.events += news.events
+            each.booted.dirty |= news.broken
+            self._alarms += [alarm for alarm in news.alarms if alarm not in self._alarms]
+
+
+class Smmu:
+    """What the fixture `viommu_smmu` is: the SMMU from outside, as the trace tells of it."""
+
+    def __init__(self, device: Device, trace: TraceReader) -> None:
+        self.device = device
+        """Its place: `slot` and `stream_id`."""
+        self._trace = trace
+        trace.skip()
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        """What happened since the last call, or since the test had the guest, in order; of one kind, or all.
+
+        The kinds are the types of `viommu.smmu.events`: "CommandConsumed", "Translated", …; the keys are their fields.
+        """
+        return [event for event in self._trace.read() if kind in ("", event["kind"])]
+
+
+def _length(guest: Guest) -> int:
+    return len(guest.console_log())
