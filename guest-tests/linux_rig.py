@@ -6,15 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from viommu.lab.assets import Assets
 from viommu.lab.rig import Rig
 from viommu.layouts.records import EventRecord
-from viommu.trace_file import TraceReader
-
-INSIDE = Path(__file__).with_name("inside")
 
 Event = dict[str, Any]
 Result = dict[str, Any]
@@ -22,29 +17,16 @@ Steps = list[tuple[str, int]]
 
 
 class LinuxRig:
-    """Boots at `start()`. `kernel` are arguments of `Guest` that replace the guest's own kernel."""
+    """Of a rig that has just booted."""
 
-    def __init__(self, machine: str | Path, assets: Assets, kernel: dict[str, Any]) -> None:
-        self.rig = Rig(
-            machine, assets=assets, trace=True, linux_driver=True, scripts=INSIDE, **kernel
-        )
-        self.boot_events: list[Event] = []
-        self._trace: TraceReader | None = None
-
-    @property
-    def lost(self) -> bool:
-        return self.rig.lost
-
-    def start(self) -> None:
-        self.rig.start()
-        self._trace = self.rig.serving.trace()
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self._trace = rig.serving.trace()
         self.boot_events = self._trace.read()
         self.run("modprobe vfio_iommu_type1")
 
     def close(self) -> None:
-        if self._trace is not None:
-            self._trace.close()
-        self.rig.close()
+        self._trace.close()
 
     def run(self, command: str) -> str:
         """A shell command in the guest that must succeed; returns its output."""
@@ -57,14 +39,12 @@ class LinuxRig:
 
     def events_of(self, work: Callable[[], object]) -> list[Event]:
         """What the trace has of `work`."""
-        assert self._trace is not None
         self._trace.read()
         work()
         return self._trace.read()
 
     def holds(self) -> dict[str, int]:
         """What the server holds for the guest, by name."""
-        assert self._trace is not None
         self._trace.read()
         self.rig.serving.report()
         deadline = time.monotonic() + 5

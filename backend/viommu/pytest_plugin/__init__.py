@@ -111,25 +111,18 @@ def _run(config: pytest.Config) -> RunOptions:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """A body that has passed is not the end of it."""
+    fails_for_it = False
     try:
         yield
-    except BaseException:
-        _look(item)
-        raise
-    unforeseen = _look(item)
-    if unforeseen and not _run(item.config).keep_going:
-        pytest.fail(
-            "\n".join(["the guest did what the test does not foresee:", *unforeseen]), False
-        )
-
-
-def _look(item: pytest.Item) -> list[str]:
-    """What the guests of the test did that it has not foreseen; becomes a section of its report."""
-    lab = item.stash.get(_LAB, None)
-    unforeseen = lab.unforeseen() if lab is not None else []
-    if unforeseen:
-        item.add_report_section("call", "viommu", "\n".join(unforeseen))
-    return unforeseen
+        fails_for_it = not _run(item.config).keep_going
+    finally:
+        lab = item.stash.get(_LAB, None)
+        unforeseen = "\n".join(lab.unforeseen()) if lab is not None else ""
+        if unforeseen and not fails_for_it:
+            item.add_report_section("call", "viommu", unforeseen)
+    if unforeseen and fails_for_it:
+        pytest.fail(f"the guest did what the test does not foresee:\n{unforeseen}", pytrace=False)
 
 
 @pytest.hookimpl(wrapper=True)

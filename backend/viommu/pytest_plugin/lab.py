@@ -33,15 +33,15 @@ class Lab:
     """What the fixture `viommu_lab` is: makes guests, and says what of their doings is foreseen.
 
     A WARNING, oops, panic or hang of a guest, the end of its server and an event of its SMMU fail the test, also one
-    whose body has passed, unless the test says before that it may happen (the marker `viommu_allow`) or must happen
-    (`expect`).
+    whose body has passed, unless the test says before that it may happen (`allow`) or must happen (`expect`).
     """
 
     def __init__(self, get: Callable[[dict[str, Any]], Booted], allowed: Sequence[str]) -> None:
         self._get = get
-        self._allowed = [re.compile(pattern) for pattern in allowed]
+        self._allowed: list[re.Pattern[str]] = []
         self._watched: list[Watched] = []
         self._alarms: list[str] = []
+        self.allow(*allowed)
         self.dirty = False
         """Whether the guests of this test are not for another one. A test may set it."""
 
@@ -61,6 +61,10 @@ class Lab:
     def watch(self, guest: Guest) -> None:
         """Attach the console of a guest of the test's own to its report. What it does fails nothing."""
         self._watch(Watched(guest, None, _length(guest), 0))
+
+    def allow(self, *patterns: str) -> None:
+        """What may happen from now on, by regular expressions; as the marker `viommu_allow`."""
+        self._allowed += [re.compile(pattern) for pattern in patterns]
 
     @contextmanager
     def expect(self, *patterns: str) -> Iterator[list[str]]:

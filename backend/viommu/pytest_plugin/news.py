@@ -34,7 +34,7 @@ class Newsroom:
 
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
-        self._last = "-1"
+        self._boot, self._last = "", "-1"
         self._trace = rig.serving.trace(*_EVENTS)
         self._over = False
 
@@ -65,12 +65,17 @@ class Newsroom:
 
     def _kernel(self) -> tuple[int, list[str]]:
         """What its kernel is tainted by, and the messages since the last time."""
-        newer = f"awk -F'[][]' -v last={self._last} '$2 + 0 > last'"
-        said = self._rig.guest.run(f"cat /proc/sys/kernel/tainted; dmesg | {newer}").output
-        first, *lines = said.splitlines() or ["0"]
+        boot, tainted, *lines = self._rig.guest.run(
+            "cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/tainted; "
+            f"dmesg | awk -F '[][]' '$2 + 0 > {self._last}'"
+        ).output.splitlines()
+        if boot != self._boot:
+            self._boot, before, self._last = boot, self._last, "-1"
+            if before != self._last:  # it has rebooted, and its clock began anew
+                return self._kernel()
         if lines and (match := _LINE.match(lines[-1])):
             self._last = match[1]
-        return int(first) if first.isdigit() else 0, lines
+        return int(tainted), lines
 
 
 def _told(event: dict[str, Any]) -> str:

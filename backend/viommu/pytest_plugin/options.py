@@ -29,7 +29,9 @@ class GuestOptions:
         None
     )
     image: Annotated[str, "a kernel that `viommu setup --guest` provides"] = ""
-    scripts: Annotated[Path | None, "a folder of Python files, beside viommu's own in /viommu/inside"] = None
+    scripts: Annotated[
+        Path | None, "a folder of Python files, beside viommu's own in /viommu/inside"
+    ] = None
     append: Annotated[str, "more words for the kernel's command line"] = ""
     qemu: Annotated[Path | None, "a qemu-system-… with vfio-user-pci"] = None
     qemu_arguments: Annotated[str, "more arguments for it, as in a shell"] = ""
