@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from linux_rig import LinuxRig, Ran, Result
+from raw_rig import Case, RawCases
 
 from viommu.lab.assets import Assets
-from viommu.lab.config import Machine, load_machine, machine_directory
+from viommu.lab.config import Machine, load_machine, machine_directory, scripts_directory
 from viommu.lab.guest import Guest
 from viommu.lab.rig import Rig
 from viommu.pytest_plugin.lab import Lab
 from viommu.pytest_plugin.options import GuestOptions, chosen
 
+INSIDE = scripts_directory()
 MACHINES = ("aarch64-virt", "x86_64-q35")
 # What no machine shows by default.
 FULL = "endpoint_pasid = true\nvatos = true"
@@ -122,6 +124,17 @@ def profiled(viommu_lab: Lab, linux_rigs: dict[int, LinuxRig]) -> Callable[[str]
 def linux(profiled: Callable[[str], LinuxRig]) -> LinuxRig:
     """Such a guest on the SMMU as it is, which other tests have used and will use."""
     return profiled("")
+
+
+@pytest.fixture(scope="session")
+def raw_cases() -> RawCases:
+    return RawCases()
+
+
+@pytest.fixture
+def raw_case(rig: Rig, raw_cases: RawCases) -> Case:
+    """The result of `group/name` of `inside/raw.py`."""
+    return lambda name: raw_cases.get(rig, name)
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,10 @@ What a script saw comes back as JSON; it is judged here. Event records are compa
 bytes that lay in the event queue.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
+from raw_rig import Case, Result, results
 
 from viommu.lab.rig import Rig
 from viommu.layouts.records import EventRecord, EventType, FaultClass
@@ -17,36 +16,10 @@ PAGE, MEGA2, MEGA64 = 4096, 2 << 20, 64 << 20
 SOURCE, DESTINATION = 0x1000_0000, 0x2_2000_0000
 STREAM, SECOND_STREAM = 0x10, 0x18  # functions 00:02.0 and 00:03.0
 
-Result = dict[str, Any]
-Case = Callable[[str], Result]
-
-
-@pytest.fixture(scope="session")
-def seen() -> dict[tuple[int, str], Result]:
-    """What has been run: the results of a guest's cases, by the guest's process and the case."""
-    return {}
-
 
 @pytest.fixture
-def case(rig: Rig, seen: dict[tuple[int, str], Result]) -> Case:
-    """The result of `group/name`. A group runs as a whole, in one process in the guest, when one of it is asked for."""
-
-    def result(name: str) -> Result:
-        key = rig.guest.pid, name
-        if key not in seen:
-            group = name.split("/")[0]
-            for line in results(rig, group):
-                seen[rig.guest.pid, line["case"]] = line
-        assert key in seen, f"the guest ran no case {name}"
-        assert "error" not in seen[key], seen[key]["error"]
-        return seen[key]
-
-    return result
-
-
-def results(rig: Rig, arguments: str) -> Iterator[Result]:
-    output = rig.guest.python(f"/viommu/inside/raw.py {arguments}", timeout=120)
-    return (json.loads(line) for line in output.splitlines() if line.startswith('{"case"'))
+def case(raw_case: Case) -> Case:
+    return raw_case
 
 
 def record(event: EventType, stream_id: int = STREAM, **fields: int) -> EventRecord:

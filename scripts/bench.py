@@ -11,19 +11,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
-from scripts import bench_guest
+from scripts import bench_guest, bench_host
 
 from viommu import hot
 from viommu.driver.access import Poll
 from viommu.driver.arena import Arena
 from viommu.driver.smmu import SmmuDriver
+from viommu.endpoints.pattern import PIECE
 from viommu.endpoints.port import DmaPort
+from viommu.host.smmu import ModelRegisters
 from viommu.lab.assets import Assets
 from viommu.lab.errors import LabError
 from viommu.lab.serving import Serving
@@ -133,25 +136,6 @@ def _round_trip(client: Path, socket: Path) -> float:
 # DMA and translation: the model in this process, over memory that stands for guest RAM
 
 
-class ModelRegisters:
-    """The driver's accesses go straight to the model."""
-
-    def __init__(self, smmu: Smmu) -> None:
-        self._smmu = smmu
-
-    def read32(self, offset: int) -> int:
-        return self._smmu.read(offset, 4)
-
-    def write32(self, offset: int, value: int) -> None:
-        self._smmu.write(offset, 4, value)
-
-    def read64(self, offset: int) -> int:
-        return self._smmu.read(offset, 8)
-
-    def write64(self, offset: int, value: int) -> None:
-        self._smmu.write(offset, 8, value)
-
-
 class Bench:
     """An SMMU, its driver, a port, and 64 MiB mapped twice: as 4 KiB pages in random order and as 2 MiB blocks."""
 
@@ -172,18 +156,32 @@ class Bench:
         self.domain.map_pages(self.scattered, frames)
         self.domain.map(self.blocks, DATA, DMA_SIZE)
         self.driver.attach(STREAM, self.domain)
-        self.port = DmaPort(memory, STREAM, self.smmu)
-        self.port.bus_master = True
+        self.memory = memory
+        self.port = self.new_port()
         self.data = self.ram[DATA - RAM_BASE : DATA - RAM_BASE + DMA_SIZE]
         self.buffer = memoryview(bytearray(os.urandom(MIB) * (DMA_SIZE // MIB)))
 
     def _step(self) -> None:
         self.smmu.step()
 
-    def dma(self, iova: int, *, write: bool) -> None:
-        done = 0
-        while done < DMA_SIZE:
-            with self.port.begin(iova + done, DMA_SIZE - done, write=write) as transfer:
+    def new_port(self) -> DmaPort:
+        port = DmaPort(self.memory, STREAM, self.smmu)
+        port.bus_master = True
+        return port
+
+    def dma(
+        self,
+        iova: int,
+        *,
+        write: bool,
+        port: DmaPort | None = None,
+        size: int = DMA_SIZE,
+        piece: int = DMA_SIZE,
+    ) -> None:
+        """Move `size` bytes by transactions of at most `piece`."""
+        port, done = port or self.port, 0
+        while done < size:
+            with port.begin(iova + done, min(piece, size - done), write=write) as transfer:
                 part = self.buffer[done : done + transfer.size]
                 if write:
                     transfer.write_from(part)
@@ -244,6 +242,29 @@ def measure_dma(bench: Bench) -> list[Result]:
             "memmove", DMA_SIZE / plain_time / 1e9, plain_time / cold_time, "≥ 0.4", plain_time / cold_time >= 0.4,
         )
     )  # fmt: skip
+    return results
+
+
+def measure_host(bench: Bench) -> list[Result]:
+    """A port that the host SMMU stands behind, against one that it does not."""
+    results = []
+    for name, iova, piece in (
+        ("4 KiB pages, scattered", bench.scattered, PIECE),
+        ("2 MiB blocks", bench.blocks, PIECE),
+        ("2 MiB blocks, 4 KiB at a time", bench.blocks, 4096),
+    ):
+        dma = partial(bench.dma, iova, write=True, size=4 * MIB, piece=piece)
+        figures = bench_host.host_ratios(
+            bench.port, bench.new_port(), lambda port, dma=dma: dma(port=port), 2 << 30
+        )
+        for state, (without, behind, ratio) in figures.items():
+            free = state == "at pass-through"
+            what = f"DMA write, {name}, host SMMU {state}"
+            rate, rival = 4 * MIB / behind / 1e9, 4 * MIB / without / 1e9
+            target, reached = ("≥ 0.98", ratio >= 0.98) if free else ("", None)
+            results.append(
+                Result(what, rate, "GB/s", "no host SMMU", rival, ratio, target, reached)
+            )
     return results
 
 
@@ -348,7 +369,12 @@ def main() -> int:
         print(f"scripts/bench: {error}", file=sys.stderr)
         return 1
     bench = Bench()
-    results += measure_dma(bench) + measure_translation(bench) + measure_attach(bench)
+    results += (
+        measure_dma(bench)
+        + measure_host(bench)
+        + measure_translation(bench)
+        + measure_attach(bench)
+    )
     results += measure_guest(bench)
     if options.json:
         print(json.dumps({"compiled": hot.COMPILED, "results": [asdict(r) for r in results]}))

@@ -1,6 +1,7 @@
 """The driver on the model: what its tests have in common."""
 
 from collections.abc import Callable
+from mmap import mmap
 
 import pytest
 
@@ -44,15 +45,20 @@ class Frame:
 class Rig:
     """Memory, the model and the driver. `while_polling` runs whenever the driver waits."""
 
-    def __init__(self, features: Features | None = None) -> None:
-        self.ram = memoryview(bytearray(RAM_SIZE))
+    def __init__(
+        self,
+        features: Features | None = None,
+        timeout: float = 0.2,
+        tables: int = DATA - RAM,
+    ) -> None:
+        self.ram = memoryview(mmap(-1, RAM_SIZE))
         self.memory = GuestMemory()
         self.memory.add_region(RAM, RAM_SIZE, self.ram)
         self.interrupts = 0
         self.smmu = Smmu(self.memory, features, interrupt=self._interrupt)
-        self.arena = Arena([(RAM, self.ram[: DATA - RAM])])
+        self.arena = Arena([(RAM, self.ram[:tables])])
         self.while_polling: Callable[[], object] = self.smmu.step
-        poll = Poll(timeout=0.2, relax=lambda: self._relax())
+        poll = Poll(timeout=timeout, relax=lambda: self._relax())
         self.driver = SmmuDriver(Frame(self.smmu), self.arena, poll)
 
     def _relax(self) -> None:

@@ -15,7 +15,6 @@ from viommu.layouts.test_engine import (
     user_frame,
 )
 from viommu.memory import GuestMemory
-from viommu.smmu import Translation
 from viommu.trace import Event, Tracer
 
 BASE = 0x4000_0000
@@ -31,7 +30,6 @@ class RecordingPort(DmaPort):
         super().__init__(memory, stream_id=0x10)
         self.bus_master = True
         self.holes: set[int] = set()
-        self.in_flight = 0
         self.seen: list[tuple[int, int, bool, int | None, DmaAttributes]] = []
 
     def begin(
@@ -50,15 +48,9 @@ class RecordingPort(DmaPort):
                 size = page - iova
                 break
         self.seen.append((iova, size, write, substream_id, attributes))
-        transfer = super().begin(
+        return super().begin(
             iova, size, write=write, substream_id=substream_id, attributes=attributes
         )
-        self.in_flight += 1
-        return transfer
-
-    def end(self, translation: Translation) -> None:
-        self.in_flight -= 1
-        super().end(translation)
 
 
 class Machine:

@@ -76,6 +76,7 @@ class Machine:
         os.ftruncate(self.fd, RAM)
         self.ram = mmap.mmap(self.fd, RAM)
         self.server = Server(functions, directory, tracer=tracer, msix=msix, seed=seed, **options)
+        self.directory = directory
         self._clients: list[Client] = []
 
     def connect(self, name: str, *, shared: bool = True, bus_master: bool = False) -> Function:

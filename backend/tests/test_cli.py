@@ -229,7 +229,7 @@ def test_a_qemu_that_refuses_shows_what_it_said(viommu: Run, home: Path, fake_qe
 
 def test_help_fits_into_80_columns(viommu: Run) -> None:
     helps = [viommu("--help")]
-    commands = ("serve", "boot", "demo", "doctor")
+    commands = ("serve", "boot", "demo", "ctl", "doctor")
     assert all(command in helps[0].out for command in commands)
     listed = helps[0].out.partition("Commands:")[2]
     assert "..." not in listed, "each command fits into its line"
@@ -320,7 +320,7 @@ def test_serve_leaves_nothing(home: Path, blow: signal.Signals, own: bool) -> No
     words: list[str | Path] = ["--directory", sockets] if own else []
     with start("serve", *words) as process:
         printed(process)
-        assert len(list(home.rglob("*.sock"))) == 3
+        assert len(list(home.rglob("*.sock"))) == 4, "three functions, and control"
         process.send_signal(blow)
         assert process.wait(10) == 0
     assert left(home) == ["own"]
@@ -330,10 +330,10 @@ def test_serve_that_was_killed_is_tidied_up_by_the_next(home: Path) -> None:
     with start("serve") as process:
         printed(process)
         process.kill()
-    assert len(left(home)) == 4, "three sockets and their directory"
+    assert len(left(home)) == 5, "four sockets and their directory"
     with start("serve") as process:
         printed(process)
-        assert len(left(home)) == 4
+        assert len(left(home)) == 5
         process.terminate()
         process.wait(10)
     assert left(home) == []
@@ -398,3 +398,30 @@ def test_strangers_on_the_socket(home: Path) -> None:
         assert process.wait(10) == 0
         silent.close()
     assert left(home) == []
+
+
+# Control
+
+
+def test_ctl_finds_the_only_server(viommu: Run, home: Path) -> None:
+    mistake(viommu("ctl"), "no server is running: start `viommu serve`, or name its --control")
+    with start("serve") as first:
+        printed(first)
+        assert re.search(r"methods +│ +│ List the methods", viommu("ctl").out)
+        listed = json.loads(viommu("ctl", "--json", "methods").out)
+        assert "methods" in [method["name"] for method in listed]
+        with start("serve", "--control", home / "own.sock", "--directory", home) as second:
+            printed(second)
+            assert "methods" in viommu("ctl", "--control", home / "own.sock").out
+        with start("serve") as second:
+            printed(second)
+            mistake(viommu("ctl"), "several servers are running: choose --control /.* or /.*sock")
+
+
+def test_ctl_says_what_is_wrong(viommu: Run, home: Path) -> None:
+    mistake(viommu("ctl", "--control", home / "none"), f"nobody serves {home}/none: No such file")
+    with start("serve") as process:
+        printed(process)
+        mistake(viommu("ctl", "nope"), "there is no method 'nope'")
+        mistake(viommu("ctl", "methods", "colour"), "'colour' is no parameter: write key=value")
+        mistake(viommu("ctl", "methods", "colour=1"), "methods: there is no parameter 'colour'")

@@ -132,8 +132,8 @@ def test_the_registers_are_written_in_the_order_of_the_architecture(rig: Rig) ->
         *("CMDQ_BASE", "CMDQ_PROD", "CMDQ_CONS", "GERRORN", "CR0=0x8"),
         *("CMDQ_PROD", "CMDQ_PROD"),  # CFGI_ALL, CMD_SYNC
         *("CMDQ_PROD", "CMDQ_PROD"),  # TLBI_NSNH_ALL, CMD_SYNC
-        *("EVENTQ_BASE", "EVENTQ_PROD", "EVENTQ_CONS", "CR0=0xc"),
-        *("IRQ_CTRL", "GERROR_IRQ_CFG0", "EVENTQ_IRQ_CFG0", "IRQ_CTRL", "CR0=0xd"),
+        *("EVENTQ_BASE", "EVENTQ_PROD", "EVENTQ_CONS", "CR0=0x1c"),
+        *("IRQ_CTRL", "GERROR_IRQ_CFG0", "EVENTQ_IRQ_CFG0", "IRQ_CTRL", "CR0=0x1d"),
     ]
     assert order == expected
 

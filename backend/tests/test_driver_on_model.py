@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from tests.driver_rig import DATA, MEGA2, OTHER, PAGE, STREAM, TABLES, Rig, fault, record
+from viommu.driver.context import TableRoot
 from viommu.driver.domain import MOST_SINGLE_INVALIDATIONS
 from viommu.driver.errors import CommandQueueError, DriverTimeout, StreamError
 from viommu.driver.page_tables import Access
@@ -172,6 +173,22 @@ def test_two_domains_reach_different_pages_by_one_iova(rig: Rig) -> None:
     driver.detach(OTHER)
     assert rig.dma(0x1_0000) == [(DATA + PAGE, 8)]
     one.close()
+
+
+def test_tables_that_somebody_else_makes(rig: Rig) -> None:
+    driver = rig.driver
+    driver.reset()
+    owner, domain = driver.create_domain(), driver.create_unmanaged_domain()
+    owner.map(0x1_0000, DATA, PAGE)
+    assert owner.lower is not None
+    domain.lower = TableRoot(owner.lower.root, 48)
+    driver.attach(STREAM, domain)
+    assert rig.dma(0x1_0000) == [(DATA, 8)]
+    with pytest.raises(StreamError, match="somebody else"):
+        driver.detach(STREAM, DetachMode.UNMAP)
+    driver.detach(STREAM)
+    domain.close()
+    assert driver.create_domain().asid == domain.asid
 
 
 def test_bypass_and_abort(rig: Rig) -> None:

@@ -19,6 +19,10 @@ RULES: dict[str, tuple[Path, set[str]]] = {
         BACKEND / "viommu/smmu",
         {"viommu.layouts", "viommu.memory", "viommu.trace", "viommu.hot"},
     ),
+    "viommu.stack": (
+        BACKEND / "viommu/stack/manager.py",
+        {"viommu.layouts", "viommu.trace"},
+    ),
     "viommu.driver": (BACKEND / "viommu/driver", {"viommu.layouts"}),
     "vfio_user": (BINDINGS / "vfio_user", set()),
 }

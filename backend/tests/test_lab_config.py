@@ -78,8 +78,8 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         ("slot = 2", "slut = 2", "devices[1].slot: must be given (and 1 more)"),
         (
             "slot = 2",
-            "slot = 2\nbus = 1",
-            "devices[1].bus: unknown key, allowed: model, name, slot",
+            "slot = 2\ncolour = 1",
+            "devices[1].colour: unknown key, allowed: bus, model, name, slot",
         ),
         (
             '"smmuv3"',
@@ -94,6 +94,16 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         ('"virt,gic-version=3"', '"q35"', "machine: aarch64 needs 'virt'"),
         ("slot = 2", "slot = 0", "devices[1].slot: 0 is wrong, it should be greater than or equal"),
         ("slot = 2", "slot = 32", "devices[1].slot: 32 is wrong, it should be less than or equal"),
+        (
+            "slot = 2",
+            "slot = 2\nbus = 2",
+            "devices: the bus of 'engine0' will be 1, not 2: they are numbered in the order of",
+        ),
+        (
+            "slot = 1",
+            "slot = 1\nbus = 1",
+            "devices: 'smmu' is an SMMU, and belongs on the root bus",
+        ),
         ("slot = 2", "slot = 1", "devices[1].slot: 1 is taken by 'smmu'"),
         ('"engine0"', '"smmu"', "devices[1].name: 'smmu' is taken by another device"),
         (
@@ -140,6 +150,14 @@ def test_what_the_smmu_implements(tmp_path: Path) -> None:
 def test_engines_may_share_an_interrupt_with_each_other(tmp_path: Path) -> None:
     more = '[[devices]]\nname = "engine1"\nmodel = "test-engine"\nslot = 6\n'
     assert len(load_machine(write(tmp_path, GOOD + more)).devices) == 3
+
+
+def test_a_function_on_a_bus_of_its_own(tmp_path: Path) -> None:
+    more = '[[devices]]\nname = "engine1"\nmodel = "test-engine"\nslot = 3\nbus = 2\n'
+    text = GOOD.replace("slot = 2", "slot = 2\nbus = 1") + more
+    smmu, first, second = load_machine(write(tmp_path, text)).devices
+    assert [device.address for device in (smmu, first, second)] == ["00:01.0", "01:00.0", "02:00.0"]
+    assert [first.stream_id, second.stream_id] == [0x100, 0x200]
 
 
 def test_slots_of_q35(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_server_gives_up_a_function_that_does_not_answer(make: Make) -> None
     machine = make(invalidation_timeout=0.0)
     smmu, engine = attach(machine)
     engine.write(CONFIG, capabilities(engine)[ATS] + 6, b"\x00\x80")
-    service = machine.server._functions[1]._port.ats  # type: ignore[union-attr]
+    service = machine.server._functions[1].port.ats  # type: ignore[union-attr]
     service.invalidate = lambda _request, _complete: None  # type: ignore[method-assign,union-attr]
     struct.pack_into("<4Q", machine.ram, TABLE + 0x8000 - BASE, 0x40 | 0x10 << 32, 52, 0x46, 0)
     smmu.put(hw.CMDQ_PROD, 2)

@@ -118,7 +118,7 @@ class Function:
         msix: bool,
     ) -> None:
         self.name, self._model = name, model
-        self.memory, self._port, self._tracer = memory, port, tracer
+        self.memory, self.port, self._tracer = memory, port, tracer
         self._dead = self._shared = self._complained = False
         self.device = device = PciDevice(socket_path, **model.identity._asdict())
         try:
@@ -218,9 +218,9 @@ class Function:
 
     def _follow_bus_master(self) -> None:
         enabled = self.device.bus_master and self._sees_memory()
-        if self._port is None or self._port.bus_master == enabled:
+        if self.port is None or self.port.closed or self.port.bus_master == enabled:
             return
-        self._port.bus_master = enabled
+        self.port.bus_master = enabled
         if self._tracer:
             self._tracer.emit(BusMasterChanged(self.name, enabled))
 

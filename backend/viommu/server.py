@@ -16,13 +16,19 @@ from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
+from viommu.control import ControlSocket, Methods
 from viommu.endpoints.base import Endpoint
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.function import Function, SmmuFunction
+from viommu.host import HostDomains
+from viommu.host.methods import HostMethods
 from viommu.memory import GuestMemory
 from viommu.smmu import Features, Smmu
+from viommu.stack.calls import StackCalls
+from viommu.stack.endpoint import EndpointDevice, EndpointDriver
+from viommu.stack.manager import IoManager
 from viommu.trace import Event, Tracer
 
 _log = logging.getLogger(__name__)
@@ -69,17 +75,30 @@ class Server:
         msix: bool = False,
         seed: int = 0,
         invalidation_timeout: float = _INVALIDATION_TIMEOUT,
+        control: Path | None = None,
     ) -> None:
-        """`invalidation_timeout`, in seconds, is how long the SMMU waits for a function's translation cache."""
+        """`invalidation_timeout`, in seconds, is how long the SMMU waits for a function's translation cache.
+
+        With `control`, a control socket is served there.
+        """
         self.tracer = tracer if tracer is not None else Tracer()
         self.sockets: dict[str, Path] = {}
+        self.methods = Methods()
+        """What can be called on the control socket."""
+        self.io = IoManager(self.tracer)
+        """The stacks: each endpoint is a device object of its model's driver."""
+        StackCalls(self.io, self.methods)
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
+        self._ports: dict[str, DmaPort] = {}
+        self._host: HostDomains | None = None
+        HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
         self._stopped = self._asked = False
         self._patience = invalidation_timeout
         self._awaited: tuple[object | None, float] = None, 0.0
         self._smmu: Smmu | None = None
+        self._control: ControlSocket | None = None
         try:
             for spec in sorted(functions, key=lambda spec: spec.model != "smmuv3"):
                 memory = GuestMemory()
@@ -90,6 +109,7 @@ class Server:
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
+                    self._ports[spec.name] = port
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = SmmuTestEngine(
@@ -100,6 +120,11 @@ class Server:
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
+                if port is not None:
+                    self._make_device(spec, function, port)
+            if control is not None:
+                self._control = ControlSocket(control, self.methods)
+                self._open.callback(self._control.close)
             self._watch()
         except BaseException:
             self._open.close()
@@ -118,19 +143,45 @@ class Server:
 
         When none had work, wait up to `patience` milliseconds for a client.
         """
-        busy = [function for function in self._functions if function.busy]
+        busy = self._busy()
         changed = False
+        called = False
         for descriptor, _ in self._poller.poll(0 if busy else patience):
-            function = self._polled[descriptor]
+            function = self._polled.get(descriptor)
+            if function is None:
+                called = True
+                continue
             function.serve(patient=not busy)
             changed |= function.device.fileno() != descriptor
+        if called and self._control is not None:
+            self._control.serve()
         if changed:
             self._watch()
         if busy:
             self._order.choice(busy).step()
+        if self._host is not None:
+            self._host.service()
+        if self.io.pending:
+            self.io.settle()
         if self._smmu is not None and len(self._smmu.ats_port):
             self._await_function(self._smmu)
         return bool(busy)
+
+    def _busy(self) -> list[Function]:
+        return [function for function in self._functions if function.busy]
+
+    def _work(self) -> None:
+        """Let one model that has work do one step, and take nothing from a client."""
+        busy = self._busy()
+        if busy:
+            self._order.choice(busy).step()
+
+    @property
+    def host(self) -> HostDomains:
+        """The domains of the host SMMU, which comes into being when it is asked for."""
+        if self._host is None:
+            self._host = HostDomains(self._ports, self._work, self.tracer)
+        return self._host
 
     def _await_function(self, smmu: Smmu) -> None:
         """The SMMU has no clock: tell it when a function took too long to answer."""
@@ -141,11 +192,34 @@ class Server:
             self._awaited = None, 0.0
             _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
 
+    def _make_device(self, spec: FunctionSpec, function: Function, port: DmaPort) -> None:
+        def withdraw() -> None:
+            if function in self._functions:
+                function.device.close()
+                self._functions.remove(function)
+                del self.sockets[spec.name]
+                self._watch()
+
+        driver = self.io.drivers.get(spec.model) or EndpointDriver(spec.model)
+        self.io.load_driver(driver)
+        self.io.create_device(
+            driver,
+            EndpointDevice(
+                spec.name,
+                port,
+                self.tracer,
+                plugged=lambda: function.device.attached,
+                withdraw=withdraw,
+            ),
+        )
+
     def _watch(self) -> None:
         self._poller = select.poll()
         self._polled = {function.device.fileno(): function for function in self._functions}
         for descriptor in self._polled:
             self._poller.register(descriptor, select.POLLIN)
+        if self._control is not None:
+            self._poller.register(self._control, select.POLLIN)
 
     def _report(self) -> None:
         if self.tracer:

@@ -80,10 +80,11 @@ class Board:
         completion: Completion | None = None,
         event_queue_log2: int = 8,
         interrupts: bool = False,
+        timeout: float = 10.0,
     ) -> SmmuDriver:
         """A driver that has just reset the SMMU, with a 2-level stream table, or a linear one when `split` is None."""
         assert self._tables is not None
-        driver = SmmuDriver(self.registers, Arena(self._tables.ranges()), Poll(timeout=10.0))
+        driver = SmmuDriver(self.registers, Arena(self._tables.ranges()), Poll(timeout))
         table: StreamTable = (
             driver.linear_table(log2size)
             if split is None

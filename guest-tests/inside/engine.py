@@ -51,8 +51,12 @@ class Frame:
         instruction: bool = False,
         substream_id: int | None = None,
         interrupt: bool = False,
+        ats: bool = False,
     ) -> None:
-        """Start `command` over `size` bytes from IOVA `begin`. `rate` limits a transaction to `rate` × 64 bytes."""
+        """Start `command` over `size` bytes from IOVA `begin`. `rate` limits a transaction to `rate` × 64 bytes.
+
+        With `ats` the transactions go out Translated, where ATS is enabled in the function.
+        """
         user = UserFrame(
             source_privileged=privileged,
             destination_privileged=privileged,
@@ -75,12 +79,18 @@ class Frame:
         self._put64(UserFrame.udata2, 0)
         place = self._privileged + offset_of(PrivilegedFrame.substreamid)
         self._dwords[place >> 2] = NO_SUBSTREAM_ID if substream_id is None else substream_id
+        self._dwords[self._privileged >> 2] = PrivilegedFrame(ats_enable=ats).qwords()[0]
         self._put32(UserFrame.cmd, command)
+
+    @property
+    def status(self) -> int:
+        """Its `cmd` register: the command while it runs, then how it ended."""
+        return self._dwords[self._user >> 2]
 
     @property
     def running(self) -> bool:
         """Whether the command has not ended."""
-        return self._dwords[self._user >> 2] not in _ENDED
+        return self.status not in _ENDED
 
     @property
     def returned(self) -> int:

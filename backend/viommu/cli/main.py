@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from viommu.cli.ctl import call
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
 from viommu.lab.assets import cache_directory
@@ -27,7 +28,7 @@ from viommu.lab.provision.guest_image import ON_DEMAND
 from viommu.lab.qemu import device_arguments, memory_arguments
 from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
-from viommu.lab.serving import ServerFailed, Serving
+from viommu.lab.serving import CONTROL_NAME, ServerFailed, Serving
 from viommu.server import Server
 from viommu.trace import Tracer
 from viommu.trace_file import TraceFile
@@ -66,6 +67,9 @@ def serve(
     trace: Annotated[
         Path | None, typer.Option(help="Write every event to this file, a JSON object a line.")
     ] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="The control socket; else control.sock beside the others.")
+    ] = None,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -84,8 +88,17 @@ def serve(
             raise LabError(f"there is no directory {home}: make it, or choose another --directory")
         tracer = Tracer()
         msix = config.machine_type == "q35"  # no driver of the guest's own translates MSIs there
+        control = control or home / CONTROL_NAME
         server = stack.enter_context(
-            Server(config.devices, home, tracer=tracer, features=config.smmu, msix=msix, seed=seed)
+            Server(
+                config.devices,
+                home,
+                tracer=tracer,
+                features=config.smmu,
+                msix=msix,
+                seed=seed,
+                control=control,
+            )
         )
         if trace is not None:  # not before the sockets are ours: it may be the file of who has them
             stack.enter_context(_trace_file(tracer, trace))
@@ -95,7 +108,7 @@ def serve(
         # The library takes an interrupted call for an error.
         signal.siginterrupt(signal.SIGUSR1, False)
         if ready_fd is None:
-            _show_sockets(config, server.sockets)
+            _show_sockets(config, server.sockets, control)
         else:
             text = json.dumps({name: str(path) for name, path in server.sockets.items()})
             os.write(ready_fd, text.encode() + b"\n")
@@ -110,12 +123,10 @@ def _trace_file(tracer: Tracer, path: Path) -> TraceFile:
         raise LabError(f"the trace cannot be written to {path}: {error.strerror}") from error
 
 
-def _show_sockets(machine: Machine, sockets: dict[str, Path]) -> None:
+def _show_sockets(machine: Machine, sockets: dict[str, Path], control: Path) -> None:
     table = Table("device", "model", "slot", "StreamID", title="Serving")
     for device in machine.devices:
-        table.add_row(
-            device.name, device.model, f"00:{device.slot:02x}.0", f"{device.stream_id:#x}"
-        )
+        table.add_row(device.name, device.model, device.address, f"{device.stream_id:#x}")
     _out.print(table)
     _out.print(
         f"To use them, add these arguments to qemu-system-{machine.arch} (10.1 or newer)\n"
@@ -124,14 +135,15 @@ def _show_sockets(machine: Machine, sockets: dict[str, Path]) -> None:
         markup=False,
     )
     parts = [memory_arguments(machine.memory_mib)]
-    parts += [device_arguments(d.name, d.slot, sockets[d.name]) for d in machine.devices]
+    parts += [device_arguments(d, sockets[d.name]) for d in machine.devices]
     _out.print(
         " \\\n".join("  " + shlex.join(part) for part in parts),
         soft_wrap=True,
         highlight=False,
         markup=False,
     )
-    _out.print("\nCtrl-C ends it.")
+    words = shlex.join(["viommu", "ctl", "--control", str(control)])
+    _out.print(f"\n{words}\nlists what can be called meanwhile. Ctrl-C ends it.", soft_wrap=True)
 
 
 @app.command(short_help="Serve them, boot a guest and give you its console.")
@@ -238,6 +250,23 @@ def setup(
     An interrupted set-up goes on where it stopped. `viommu doctor` tells what is there.
     """
     raise typer.Exit(set_up([each.value for each in guest or ()]))
+
+
+@app.command(short_help="Call a method of a running server.")
+def ctl(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[METHOD [KEY=VALUE]...]", help="What to call; else what there is."),
+    ] = None,
+    socket: Annotated[
+        Path | None,
+        typer.Option("--control", help="The server's control socket; else that of the only one."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Call METHOD of a server that `viommu serve` or `viommu boot` started, and print its result."""
+    with explained(_err):
+        call(_out, words or [], socket, as_json=as_json)
 
 
 @app.command(short_help="Report what is set up, and what is missing.")

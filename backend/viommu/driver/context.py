@@ -1,9 +1,11 @@
 """Context descriptor tables and what a CD says (IHI 0070, 3.3.2 and 5.3, 5.4)."""
 
+from typing import NamedTuple, Protocol
+
 from viommu.driver.access import Buffer, Memory
 from viommu.driver.entries import field_mask
 from viommu.driver.errors import StreamError
-from viommu.driver.page_tables import MAIR_ATTRIBUTES, PageTable
+from viommu.driver.page_tables import MAIR_ATTRIBUTES
 from viommu.layouts.registers import ADDRESS_SIZES
 from viommu.layouts.tables import (
     CD_LEAF_SPLIT,
@@ -22,6 +24,27 @@ _TTB0 = field_mask(ContextDescriptor, "t0sz", "tg0", "ir0", "or0", "sh0", "tbi0"
 _TTB1 = field_mask(ContextDescriptor, "t1sz", "tg1", "ir1", "or1", "sh1", "tbi1", "had1", "ttb1")
 
 
+class TranslationTable(Protocol):
+    """What CD.TTB0 or CD.TTB1 points at, and how much of the address space it translates."""
+
+    @property
+    def root(self) -> int: ...
+    @property
+    def size_field(self) -> int: ...
+
+
+class TableRoot(NamedTuple):
+    """A table that somebody else made: its physical address, and the bits of input address that it resolves."""
+
+    root: int
+    input_bits: int
+
+    @property
+    def size_field(self) -> int:
+        """CD.T0SZ or CD.T1SZ."""
+        return 64 - self.input_bits
+
+
 def used_bits(value: int) -> int:
     """The bits that the SMMU looks at in a CD that is `value` (5.4)."""
     descriptor = ContextDescriptor(value)
@@ -37,24 +60,32 @@ def invalid_descriptor() -> ContextDescriptor:
 
 
 def context_descriptor(
-    asid: int, output_bits: int, lower: PageTable | None, upper: PageTable | None = None
+    asid: int,
+    output_bits: int,
+    lower: TranslationTable | None,
+    upper: TranslationTable | None = None,
+    *,
+    mair: int = MAIR_ATTRIBUTES,
+    stall: bool = False,
 ) -> ContextDescriptor:
     """The CD that translates by `lower` through TTB0 and by `upper` through TTB1.
 
-    A half without a table is switched off (EPD0, EPD1). Faults abort and are recorded (A, R). ASET = 1: only this
-    driver's own commands invalidate the ASID.
+    A half without a table is switched off (EPD0, EPD1). Faults are recorded (R), and abort (A) or with `stall` wait for
+    an answer (S). ASET = 1: only this driver's own commands invalidate the ASID. `mair` is MAIR1 above MAIR0.
     """
     descriptor = ContextDescriptor(
         valid=True,
         ips=ADDRESS_SIZES.index(output_bits),
         aa64=True,
+        s=stall,
         r=True,
         a=True,
         aset=True,
         asid=asid,
         epd0=lower is None,
         epd1=upper is None,
-        mair0=MAIR_ATTRIBUTES,
+        mair0=mair & 0xFFFF_FFFF,
+        mair1=mair >> 32,
     )
     if lower is not None:
         descriptor.t0sz, descriptor.tg0, descriptor.ttb0 = lower.size_field, _TG0_4K, lower.root

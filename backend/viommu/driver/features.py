@@ -6,7 +6,7 @@ from viommu.layouts.registers import ADDRESS_SIZES, Idr0, Idr1, Idr3, Idr5, Regi
 
 _TTF_AARCH64 = (2, 3)
 _TTENDIAN_LITTLE = (0, 2)
-_STALL_CHOICE = 0
+_STALL_CHOICE, _STALL_ALWAYS = 0, 2
 _ALL_ONES = 0xFFFF_FFFF
 
 
@@ -75,3 +75,17 @@ class Features:
     def can_stall(self) -> bool:
         """Whether software chooses between stalling and terminating, so that S1STALLD has a meaning (5.2)."""
         return self.idr0.stall_model == _STALL_CHOICE
+
+    @property
+    def must_stall(self) -> bool:
+        """Whether every fault that can stall does, and a CD must say so (5.4, S)."""
+        return self.idr0.stall_model == _STALL_ALWAYS
+
+    @property
+    def stalls(self) -> bool:
+        """Whether a transaction can stall at all, and CMD_RESUME and CMD_STALL_TERM exist (4.6)."""
+        return self.can_stall or self.must_stall
+
+    @property
+    def ats(self) -> bool:
+        return self.idr0.ats

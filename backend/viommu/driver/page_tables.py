@@ -179,7 +179,7 @@ class PageTable:
         begins or ends inside a block.
         """
         self._require_range(iova, size)
-        removed = self._leaves(self._root, iova, iova + size)
+        removed = self.mappings_of(iova, size)
         for mapping in removed[:1] + removed[-1:]:
             if mapping.iova < iova or mapping.iova + mapping.size > iova + size:
                 raise MappingError(
@@ -190,12 +190,20 @@ class PageTable:
 
     def translate(self, iova: int) -> int | None:
         """The physical address that `iova` maps to, permissions aside; None when it maps to nothing."""
-        found = self._leaves(self._root, iova, iova + 1)
+        found = self.mappings_of(iova, 1)
         return found[0].address + iova - found[0].iova if found else None
 
     def mappings(self) -> list[Mapping]:
         """Every mapping, by ascending IOVA, one a descriptor."""
-        return self._leaves(self._root, self.first, self.first + (1 << self.input_bits))
+        return self.mappings_of(self.first, 1 << self.input_bits)
+
+    def mappings_of(self, iova: int, size: int) -> list[Mapping]:
+        """What maps any of `size` bytes from `iova`, within what this table translates."""
+        return self._leaves(self._root, iova, iova + size)
+
+    def translates(self, iova: int, size: int) -> bool:
+        """Whether `size` bytes from `iova` lie in what this table can map."""
+        return self.first <= iova and iova + size <= self.first + (1 << self.input_bits)
 
     def release(self) -> None:
         """Give back the tables that unmapping took out of the tree. Only after the TLB invalidation completed."""
@@ -226,7 +234,7 @@ class PageTable:
     def _require_range(self, iova: int, size: int) -> None:
         if (iova | size) & PAGE_SIZE - 1 or size <= 0:
             raise MappingError(f"{iova:#x}+{size:#x} is not whole pages")
-        if iova < self.first or iova + size > self.first + (1 << self.input_bits):
+        if not self.translates(iova, size):
             raise MappingError(f"{iova:#x}+{size:#x} lies outside {self.input_bits} bits of input")
 
     def _require_free(self, iova: int, size: int, address_bits: int, address_end: int) -> None:
@@ -235,7 +243,7 @@ class PageTable:
             raise MappingError(f"the output address {address_bits:#x} is not a whole page's")
         if address_end > 1 << self.output_bits:
             raise MappingError(f"the output reaches {address_end:#x}, past {self.output_bits} bits")
-        for mapping in self._leaves(self._root, iova, iova + size):
+        for mapping in self.mappings_of(iova, size):
             raise MappingError(f"{mapping.iova:#x}+{mapping.size:#x} is mapped already")
 
     def _leaves(self, table: _Table, first: int, end: int) -> list[Mapping]:

@@ -1,6 +1,7 @@
 """The command queue and the event queue (IHI 0070, 3.5 and chapters 4 and 7)."""
 
 from enum import Enum
+from typing import NamedTuple
 
 from viommu.driver.access import Memory, Poll, Registers
 from viommu.driver.errors import CommandQueueError
@@ -26,6 +27,7 @@ _COMMAND_ERROR_MASK = 0x7F
 _CACHED = 0xF
 """MSIAttr: Normal, write-back, cacheable."""
 _INNER_SHAREABLE = 3
+_WORD, _HALF = 0xFFFF_FFFF, 1 << 31
 _MEMORY_LOOKS = 64
 """How often to look at a word in memory between two reads of GERROR, which are far dearer."""
 
@@ -39,6 +41,13 @@ class Completion(Enum):
     """CS = SIG_SEV: the event would end a WFE; a program without WFE polls CMDQ_CONS as well."""
     MSI = "msi"
     """CS = SIG_IRQ: the SMMU writes a word to memory, and that is polled."""
+
+
+class PendingSync(NamedTuple):
+    """A CMD_SYNC that was issued: PROD behind it, and with `Completion.MSI` the number that its message carries."""
+
+    prod: int
+    serial: int = 0
 
 
 class Ring:
@@ -117,13 +126,39 @@ class CommandQueue:
 
         Raises `DriverTimeout`, or `CommandQueueError` when the SMMU stopped at a command.
         """
+        self.finish(self.begin_sync())
+
+    def begin_sync(self) -> PendingSync:
+        """Issue CMD_SYNC, for `finish` to wait for."""
         if self.completion is Completion.MSI:
-            self._sync_by_message()
-            return
+            self._serial = self._serial + 1 & _WORD
+            self.issue(
+                SyncCommand(
+                    opcode=Opcode.CMD_SYNC,
+                    cs=CompletionSignal.SIG_IRQ,
+                    msh=_INNER_SHAREABLE,
+                    msi_attr=_CACHED,
+                    msi_data=self._serial,
+                    msi_address=self._message.address,
+                )
+            )
+            return PendingSync(self._prod, self._serial)
         sev = self.completion is Completion.SEV
         signal = CompletionSignal.SIG_SEV if sev else CompletionSignal.SIG_NONE
         self.issue(SyncCommand(opcode=Opcode.CMD_SYNC, cs=signal))
-        self._poll.until(self._is_empty, "CMD_SYNC")
+        return PendingSync(self._prod)
+
+    def finish(self, sync: PendingSync) -> None:
+        """Return when `sync` is complete; raises as `sync()` does.
+
+        Others may have issued commands meanwhile: `relax` of the `Poll` may lead back here.
+        """
+        if self.completion is Completion.MSI:
+            self._await_message(sync)
+            if self._behind(sync.prod) < self._behind(self._cons):
+                self._cons = sync.prod
+        else:
+            self._poll.until(lambda: self._has_passed(sync.prod), "CMD_SYNC")
 
     def close(self) -> None:
         """Give the memory back. Only once CR0ACK.CMDQEN is 0."""
@@ -149,30 +184,18 @@ class CommandQueue:
         self._registers.write32(Register.GERRORN, gerrorn ^ GlobalError.CMDQ_ERR)
         raise CommandQueueError(code, index, entry)
 
-    def _sync_by_message(self) -> None:
-        # A serial number, so that the write of an earlier CMD_SYNC that timed out is not taken for this one's.
-        self._serial = serial = self._serial + 1 & 0xFFFF_FFFF
-        self.issue(
-            SyncCommand(
-                opcode=Opcode.CMD_SYNC,
-                cs=CompletionSignal.SIG_IRQ,
-                msh=_INNER_SHAREABLE,
-                msi_attr=_CACHED,
-                msi_data=serial,
-                msi_address=self._message.address,
-            )
-        )
+    def _await_message(self, sync: PendingSync) -> None:
         dwords = self._message.dwords
 
         def arrived() -> bool:
+            # Numbers go up: that of a later CMD_SYNC will do, that of an earlier one which timed out will not.
             for _ in range(_MEMORY_LOOKS):
-                if dwords[0] == serial:
+                if dwords[0] - sync.serial & _WORD < _HALF:
                     return True
             self.raise_error()
-            return dwords[0] == serial
+            return dwords[0] - sync.serial & _WORD < _HALF
 
         self._poll.until(arrived, "the message of CMD_SYNC")
-        self._cons = self._prod
 
     def _ring_doorbell(self) -> None:
         self._registers.write32(Register.CMDQ_PROD, self._prod)
@@ -188,9 +211,13 @@ class CommandQueue:
         self._look()
         return self.ring.used(self._prod, self._cons) < self.ring.entries
 
-    def _is_empty(self) -> bool:
+    def _has_passed(self, prod: int) -> bool:
         self._look()
-        return self._cons == self._prod
+        return self._behind(self._cons) <= self._behind(prod)
+
+    def _behind(self, pointer: int) -> int:
+        """The entries from `pointer` to the last command issued."""
+        return self.ring.used(self._prod, pointer)
 
 
 class EventQueue:

@@ -1,13 +1,15 @@
 """The driver: brings an SMMU up, attaches streams to domains, detaches them, and reads what it reports."""
 
 from enum import Enum
+from functools import partial
 
 from viommu.driver import context, stream_table
 from viommu.driver.access import Memory, Poll, Registers
+from viommu.driver.asids import Asids
 from viommu.driver.context import ContextTable
-from viommu.driver.domain import Domain
+from viommu.driver.domain import AddressSpace, Domain, UnmanagedDomain
 from viommu.driver.entries import change_entry
-from viommu.driver.errors import StreamError, UnsupportedSmmu
+from viommu.driver.errors import DriverError, StreamError, UnsupportedSmmu
 from viommu.driver.features import Features
 from viommu.driver.queues import CommandQueue, Completion, EventQueue
 from viommu.driver.stream_table import (
@@ -23,6 +25,7 @@ from viommu.layouts.commands import (
     CFGI_ALL_RANGE,
     Command,
     Opcode,
+    ResumeCommand,
     StreamCommand,
     TlbiCommand,
 )
@@ -57,11 +60,11 @@ class DetachMode(Enum):
 class _Stream:
     """What the driver knows of a stream that was attached once: its CDs, and who is behind each."""
 
-    __slots__ = ("contexts", "domains")
+    __slots__ = ("ats", "contexts", "domains", "stall")
 
-    def __init__(self, contexts: ContextTable) -> None:
-        self.contexts = contexts
-        self.domains: dict[int, Domain] = {}
+    def __init__(self, contexts: ContextTable, *, ats: bool, stall: bool) -> None:
+        self.contexts, self.ats, self.stall = contexts, ats, stall
+        self.domains: dict[int, AddressSpace] = {}
 
 
 class SmmuDriver:
@@ -84,7 +87,7 @@ class SmmuDriver:
         self.features = Features.read(registers)
         self._streams: dict[int, _Stream] = {}
         self._owned: list[StreamTable | CommandQueue | EventQueue] = []
-        self._next_asid = 1
+        self._asids = Asids(self.features.asid_bits)
 
     # Bring-up and shutdown
 
@@ -159,9 +162,12 @@ class SmmuDriver:
         self.event_queue = EventQueue(registers, self._memory, event_queue_log2)
         self.event_queue.program()
         self._owned = [table, self.commands, self.event_queue]
-        self._write_cr0(Cr0(cmdqen=True, eventqen=True))
+        # ATSCHK: an STE that aborts stops Translated transactions too, whatever the function remembers.
+        cr0 = Cr0(cmdqen=True, eventqen=True, atschk=features.ats)
+        self._write_cr0(cr0)
         self.set_interrupts(interrupts)
-        self._write_cr0(Cr0(cmdqen=True, eventqen=True, smmuen=True))
+        cr0.smmuen = True
+        self._write_cr0(cr0)
 
     def disable(self, *, abort: bool = True) -> None:
         """Switch the SMMU off. From then on GBPA aborts every transaction, or with `abort` False lets it bypass.
@@ -189,46 +195,76 @@ class SmmuDriver:
         It has 2^`lower_bits` bytes from 0 up (TTB0) and 2^`upper_bits` below 2^64 (TTB1); None leaves a half out.
         """
         if asid is None:
-            asid = self._next_asid
-            self._next_asid += 1
-        if asid >> self.features.asid_bits:
+            asid = self._asids.take()
+        elif asid >> self.features.asid_bits:
             raise UnsupportedSmmu(f"ASID {asid}: there are {self.features.asid_bits} bits")
-        return Domain(
-            self._memory,
+        try:
+            return Domain(
+                self._memory,
+                self.commands,
+                asid=asid,
+                output_bits=self.features.output_bits,
+                lower_bits=lower_bits,
+                upper_bits=upper_bits,
+                closed=partial(self._asids.give_back, asid),
+            )
+        except DriverError:
+            self._asids.give_back(asid)
+            raise
+
+    def create_unmanaged_domain(self) -> UnmanagedDomain:
+        """An ASID for tables that somebody else makes."""
+        asid = self._asids.take()
+        return UnmanagedDomain(
             self.commands,
             asid=asid,
             output_bits=self.features.output_bits,
-            lower_bits=lower_bits,
-            upper_bits=upper_bits,
+            closed=partial(self._asids.give_back, asid),
         )
 
     def attach(
         self,
         stream_id: int,
-        domain: Domain,
+        domain: AddressSpace,
         *,
         substream_id: int = 0,
         substream_bits: int = 0,
         context_format: S1Format = S1Format.LINEAR,
         default: S1Default = S1Default.SUBSTREAM_0,
+        ats: bool = False,
+        stall: bool = False,
     ) -> None:
         """Let `domain` translate a stream, or one substream of it, in place of what did so before.
 
         The first attach of a stream makes its CD table, of 2^`substream_bits` CDs laid out by `context_format`, and
-        rules by `default` what happens to transactions without a SubstreamID; later ones take the table as it is.
+        rules by `default` what happens to transactions without a SubstreamID, whether the function may keep
+        translations (`ats`), and whether faults wait for an answer (`stall`); later ones take the table as it is.
         """
-        if substream_bits > self.features.substream_id_bits:
-            raise UnsupportedSmmu(f"{self.features.substream_id_bits} SubstreamID bits exist")
+        features = self.features
+        if substream_bits > features.substream_id_bits:
+            raise UnsupportedSmmu(f"{features.substream_id_bits} SubstreamID bits exist")
+        if ats > features.ats or stall > features.stalls:
+            raise UnsupportedSmmu(f"the SMMU has no {'ATS' if ats > features.ats else 'stalls'}")
+        self._entry(stream_id)
         stream = self._streams.get(stream_id)
         if stream is None:
             contexts = ContextTable(self._memory, substream_bits, context_format)
-            stream = self._streams[stream_id] = _Stream(contexts)
+            stream = _Stream(contexts, ats=ats, stall=stall or features.must_stall)
+            self._streams[stream_id] = stream
         # The CD first: until the STE points at it nobody sees it.
         self._change_cd(stream_id, stream, substream_id, domain)
         entry = stage1_entry(
-            stream.contexts, default=default, stall_disable=self.features.can_stall
+            stream.contexts,
+            default=default,
+            stall_disable=features.can_stall and not stream.stall,
+            ats=stream.ats,
         )
         self._change_ste(stream_id, entry)
+
+    def update(self, domain: AddressSpace) -> None:
+        """Let every stream of `domain` use its translation tables as they are described now."""
+        for stream_id, substream_id in sorted(domain.streams):
+            self._change_cd(stream_id, self._streams[stream_id], substream_id, domain)
 
     def attach_bypass(self, stream_id: int) -> None:
         """Let a stream's transactions through as they are."""
@@ -248,10 +284,13 @@ class SmmuDriver:
         match how:
             case DetachMode.UNMAP:
                 for domain in set(self._attached(stream_id).domains.values()):
+                    if not isinstance(domain, Domain):
+                        raise StreamError("somebody else makes this domain's tables")
                     domain.unmap_all()
             case DetachMode.STE_ABORT:
-                self._change_ste(stream_id, abort_entry())
-                self._drop_contexts(stream_id)
+                self.block(stream_id)
+                self.invalidate_stream(stream_id)
+                self.release(stream_id)
             case DetachMode.STE_INVALID:
                 self._change_ste(stream_id, invalid_entry())
                 self._drop_contexts(stream_id)
@@ -260,11 +299,43 @@ class SmmuDriver:
             case DetachMode.SMMU_DISABLED:
                 self.disable(abort=True)
 
+    def block(self, stream_id: int) -> None:
+        """Make the STE abort, by one store. The SMMU may go on by what it has read until `invalidate_stream`."""
+        self._entry(stream_id)[0] = abort_entry().value
+
+    def release(self, stream_id: int) -> None:
+        """Give back what a stream used that is blocked. Only once the SMMU has forgotten its STE and CDs."""
+        # These words do not count while the STE aborts: nobody has to be told.
+        words = self._entry(stream_id)
+        for place in range(1, len(words)):
+            words[place] = 0
+        stream = self._streams.pop(stream_id, None)
+        if stream is not None:
+            for substream_id in list(stream.domains):
+                self._leave(stream_id, stream, substream_id)
+            stream.contexts.close()
+
     def invalidate_stream(self, stream_id: int, *, leaf: bool = True) -> None:
         """Make the SMMU forget a stream's STE and CDs, and with `leaf` False the way to its STE too (4.3.1)."""
         self._complete(
             StreamCommand(opcode=Opcode.CMD_CFGI_STE, stream_id=stream_id, leaf_or_range=leaf)
         )
+
+    # Stalled transactions
+
+    def answer_stall(self, stream_id: int, stag: int, *, retry: bool) -> None:
+        """Let a stalled transaction try again, or abort it (4.6.1)."""
+        opcode = Opcode.CMD_RESUME
+        self._complete(
+            ResumeCommand(
+                opcode=opcode, stream_id=stream_id, stag=stag, retry=retry, abort=not retry
+            )
+        )
+
+    def terminate_stalls(self, *stream_ids: int) -> None:
+        """Abort every stalled transaction of streams whose new ones cannot stall any more (4.6.2)."""
+        opcode = Opcode.CMD_STALL_TERM
+        self._complete(*(ResumeCommand(opcode=opcode, stream_id=each) for each in stream_ids))
 
     # What the SMMU reports
 
@@ -324,18 +395,25 @@ class SmmuDriver:
         self.commands.issue(*commands)
         self.commands.sync()
 
-    def _change_ste(self, stream_id: int, target: StreamTableEntry) -> None:
+    def _entry(self, stream_id: int) -> memoryview:
+        """The words of a stream's STE, where the SMMU finds it."""
         known = self.table.has(stream_id)
         words = self.table.entry(stream_id)
         if not known:
             # The pointer to a new second-level table is only looked at again without Leaf.
             self.invalidate_stream(stream_id, leaf=False)
+        return words
+
+    def _change_ste(self, stream_id: int, target: StreamTableEntry) -> None:
         change_entry(
-            words, target, stream_table.used_bits, lambda: self.invalidate_stream(stream_id)
+            self._entry(stream_id),
+            target,
+            stream_table.used_bits,
+            lambda: self.invalidate_stream(stream_id),
         )
 
     def _change_cd(
-        self, stream_id: int, stream: _Stream, substream_id: int, domain: Domain | None
+        self, stream_id: int, stream: _Stream, substream_id: int, domain: AddressSpace | None
     ) -> None:
         known = stream.contexts.has(substream_id)
         words = stream.contexts.entry(substream_id)
@@ -345,14 +423,24 @@ class SmmuDriver:
         if not known:
             self._complete(command)
         command.leaf_or_range = _LEAF
-        target = context.invalid_descriptor() if domain is None else domain.context_descriptor()
+        target = context.invalid_descriptor()
+        if domain is not None:
+            target = domain.context_descriptor(stall=stream.stall)
         change_entry(words, target, context.used_bits, lambda: self._complete(command))
-        before = stream.domains.pop(substream_id, None)
-        if before is not None:
-            before.streams.discard((stream_id, substream_id))
+        self._leave(stream_id, stream, substream_id)
         if domain is not None:
             stream.domains[substream_id] = domain
             domain.streams.add((stream_id, substream_id))
+            if stream.ats:
+                domain.ats_streams.add(stream_id)
+
+    @staticmethod
+    def _leave(stream_id: int, stream: _Stream, substream_id: int) -> None:
+        domain = stream.domains.pop(substream_id, None)
+        if domain is not None:
+            domain.streams.discard((stream_id, substream_id))
+            if domain not in stream.domains.values():
+                domain.ats_streams.discard(stream_id)
 
     def _clear_contexts(self, stream_id: int, stream: _Stream) -> None:
         for substream_id in list(stream.domains):
@@ -370,6 +458,7 @@ class SmmuDriver:
         for stream in self._streams.values():
             for domain in stream.domains.values():
                 domain.streams.clear()
+                domain.ats_streams.clear()
             stream.contexts.close()
         for part in self._owned:
             part.close()

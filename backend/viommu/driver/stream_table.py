@@ -6,6 +6,7 @@ from viommu.driver.entries import field_mask
 from viommu.driver.errors import StreamError
 from viommu.layouts.registers import StrtabBase, StrtabBaseCfg, StrtabFormat
 from viommu.layouts.tables import (
+    Eats,
     S1Default,
     SteConfig,
     StreamTableEntry,
@@ -65,11 +66,13 @@ def stage1_entry(
     *,
     default: S1Default = S1Default.SUBSTREAM_0,
     stall_disable: bool,
+    ats: bool = False,
 ) -> StreamTableEntry:
     """Stage 1 by the CDs in `contexts`.
 
     `default` rules transactions without a SubstreamID where there are substreams. `stall_disable` (S1STALLD) must be
-    False where the SMMU has no choice about stalling (IDR0.STALL_MODEL is not 0).
+    False where the SMMU has no choice about stalling (IDR0.STALL_MODEL is not 0). `ats` answers Translation Requests
+    and lets Translated transactions pass (EATS).
     """
     has_substreams = contexts.substream_bits > 0
     return StreamTableEntry(
@@ -83,6 +86,7 @@ def stage1_entry(
         s1_cor=_WRITE_BACK,
         s1_csh=_INNER_SHAREABLE,
         s1_stalld=stall_disable,
+        eats=Eats.FULL if ats else Eats.DISABLED,
     )
 
 

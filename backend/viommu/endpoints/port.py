@@ -5,6 +5,7 @@
     transfer.done()                                   # no longer in flight
 
 What an endpoint holds between two of its steps is truly in flight: a CMD_SYNC after an invalidation waits for it.
+While a host domain concerns the stream, what the guest's SMMU made of a transaction passes the host SMMU too.
 """
 
 from array import array
@@ -14,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from viommu.endpoints.ats import AtsRefused, AtsService
 from viommu.endpoints.base import ExtendedCapability
+from viommu.endpoints.host_path import HostPath
 from viommu.endpoints.pasid import PasidService
 from viommu.memory import Buffer, BusError, GuestMemory
 from viommu.smmu import (
@@ -24,6 +26,7 @@ from viommu.smmu import (
     TransactionStalled,
     Translation,
 )
+from viommu.smmu.barrier import InFlight
 from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
 from viommu.trace import Event, Tracer
 
@@ -115,19 +118,21 @@ class Transfer:
     def __init__(self, port: "DmaPort", translation: Translation) -> None:
         self._port = port
         self._translation: Translation | None = translation
+        port.in_flight += 1
 
     @property
     def size(self) -> int:
         """Bytes of this transaction: what was asked for, or less."""
-        return self._live.size
+        return self.translation.size
 
     @property
     def iova(self) -> int:
         """Where it starts."""
-        return self._live.iova
+        return self.translation.iova
 
     @property
-    def _live(self) -> Translation:
+    def translation(self) -> Translation:
+        """How it was translated."""
         if self._translation is None:
             raise ValueError("the transfer is done")
         return self._translation
@@ -141,7 +146,7 @@ class Transfer:
         self._move(buffer, to_guest=True)
 
     def _move(self, buffer: Buffer, *, to_guest: bool) -> None:
-        translation = self._live
+        translation = self.translation
         if to_guest != translation.access.write:
             raise ValueError("the transfer was begun in the other direction")
         self._port.move(translation, buffer)
@@ -151,6 +156,7 @@ class Transfer:
         if self._translation is not None:
             self._port.end(self._translation)
             self._translation = None
+            self._port.in_flight -= 1
 
     def __enter__(self) -> "Transfer":
         return self
@@ -162,6 +168,14 @@ class Transfer:
         traceback: TracebackType | None,
     ) -> None:
         self.done()
+
+
+class Path(Protocol):
+    """What leads transactions through the filters above a port; it calls `DmaPort.issue` for what reaches it."""
+
+    def begin(
+        self, access: Access, iova: int, size: int, attributes: DmaAttributes
+    ) -> Transfer: ...
 
 
 class DmaPort:
@@ -181,11 +195,20 @@ class DmaPort:
         self.memory = memory
         self.stream_id = stream_id
         self.bus_master = False
+        self.closed: str | None = None
+        """Why it takes no transactions any more."""
+        self.path: Path | None = None
+        """The filters of the function's stack, if it has any."""
+        self.in_flight = 0
+        """Transactions that have begun and not ended."""
         self.ats = None if smmu is None or not smmu.features.ats else AtsService(smmu, stream_id)
         """The function's ATS, where the SMMU has it too."""
         self.pasid: PasidService | None = None
         """The function's PASID capability; without one every SubstreamID goes out."""
+        self.host: HostPath | None = None
+        """The way through the host SMMU, while a host domain concerns the stream."""
         self._smmu = smmu
+        self._in_flight = InFlight() if smmu is None else smmu.in_flight
         self._tracer = tracer if tracer is not None else Tracer()
 
     def begin(
@@ -207,8 +230,15 @@ class DmaPort:
         access = Access(
             self.stream_id, substream_id, write, attributes.privileged, attributes.instruction
         )
+        if self.path is not None:
+            return self.path.begin(access, iova, size, attributes)
+        return self.issue(access, iova, size, attributes)
+
+    def issue(self, access: Access, iova: int, size: int, attributes: DmaAttributes) -> Transfer:
+        """`begin` below the filters."""
+        write, substream_id = access.write, access.substream_id
         if not self.bus_master:
-            raise self._refused(iova, write, "Bus Master is off")
+            raise self._refused(iova, write, self.closed or "Bus Master is off")
         if self.pasid is not None and substream_id is not None:
             refusal = self.pasid.refusal(substream_id)
             if refusal is not None:
@@ -217,13 +247,13 @@ class DmaPort:
                 privileged=access.privileged and self.pasid.privileged,
                 instruction=access.instruction and self.pasid.execute,
             )
-        if self._smmu is None:
-            size = min(size, PORT_CHUNK)
-            return Transfer(self, Translation(access, iova, array("Q", (iova, size)), size))
         try:
-            if attributes.ats and self.ats is not None and self.ats.enabled:
-                return Transfer(self, self._translated(self._smmu, self.ats, access, iova, size))
-            return Transfer(self, self._smmu.translate(access, iova, size))
+            if self._smmu is None:
+                translation = self._untranslated(access, iova, size)
+            elif attributes.ats and self.ats is not None and self.ats.enabled:
+                translation = self._translated(self._smmu, self.ats, access, iova, size)
+            else:
+                translation = self._smmu.translate(access, iova, size)
         except AtsRefused as refused:
             if attributes.page_requests and refused.status is AtsStatus.SUCCESS:
                 self._ask_for_pages(access, iova, size)
@@ -232,6 +262,26 @@ class DmaPort:
             raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:
             raise self._refused(iova, write, str(aborted)) from None
+        if self.host is not None:
+            self._enter(self.host, translation)
+        return Transfer(self, translation)
+
+    def _untranslated(self, access: Access, iova: int, size: int) -> Translation:
+        """A transaction that no SMMU of the guest stands before."""
+        size = min(size, PORT_CHUNK)
+        translation = Translation(access, iova, array("Q", (iova, size)), size)
+        self._in_flight.add(translation)
+        return translation
+
+    def _enter(self, host: HostPath, translation: Translation) -> None:
+        """Raises `DmaFault` when the host SMMU lets nothing of it pass."""
+        try:
+            host.enter(translation)
+        except TransactionAborted as aborted:
+            self.end(translation)
+            raise self._refused(
+                translation.iova, translation.access.write, f"host SMMU, {aborted}"
+            ) from None
 
     def _translated(
         self, smmu: Smmu, ats: AtsService, access: Access, iova: int, size: int
@@ -275,10 +325,20 @@ class DmaPort:
 
     def end(self, translation: Translation) -> None:
         """The transaction is no longer in flight."""
-        if self._smmu is not None:
-            self._smmu.retire(translation)
+        self._in_flight.retire(translation)
         if self.ats is not None:
             self.ats.release(translation)
+        if self.host is not None:
+            self.host.leave(translation)
+
+    @property
+    def transactions(self) -> list[Translation]:
+        """The port's transactions that are in flight."""
+        return [each for each in self._in_flight if each.access.stream_id == self.stream_id]
+
+    def close(self, why: str) -> None:
+        """Take no more transactions, as if Bus Master was off for good. Those in flight end as ever."""
+        self.bus_master, self.closed = False, why
 
     def reset(self) -> None:
         """Function level reset, after the function's transfers have ended."""

@@ -28,16 +28,23 @@ class _Strict(BaseModel):
 
 
 class Device(_Strict):
-    """A function that another process serves over vfio-user, on the root bus."""
+    """A function that another process serves over vfio-user: on the root bus, or alone on a bus of its own."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
     model: Model
     slot: Annotated[int, Field(ge=1, le=31)]
+    bus: Annotated[int, Field(ge=1, le=255)] | None = None
+    """With it, a root port is in `slot`, and the function in slot 0 of that bus: it can be unplugged."""
 
     @property
     def stream_id(self) -> int:
         """The function's requester ID, which the SMMU sees as StreamID (function 0)."""
-        return self.slot << 3
+        return self.slot << 3 if self.bus is None else self.bus << 8
+
+    @property
+    def address(self) -> str:
+        """Where the guest finds it."""
+        return f"{self.stream_id >> 8:02x}:{self.stream_id >> 3 & 31:02x}.0"
 
 
 class Timeouts(_Strict):
@@ -99,6 +106,17 @@ class Machine(_Strict):
                 if other.slot == device.slot:
                     raise ValueError(f"{where}.slot: {device.slot} is taken by {other.name!r}")
                 self._check_interrupts(where, device, other)
+        behind = sorted((each for each in self.devices if each.bus), key=lambda each: each.slot)
+        for bus, device in enumerate(behind, start=1):
+            if device.model == "smmuv3":
+                raise ValueError(
+                    f"devices: {device.name!r} is an SMMU, and belongs on the root bus"
+                )
+            if device.bus != bus:
+                raise ValueError(
+                    f"devices: the bus of {device.name!r} will be {bus}, not {device.bus}: "
+                    "they are numbered in the order of the slots"
+                )
         return self
 
     def _check_interrupts(self, where: str, device: Device, other: Device) -> None:

@@ -78,7 +78,7 @@ def find_smmu(machine: Machine) -> Device | None:
 
 def pci_address(device: Device) -> str:
     """The function as the guest's kernel names it."""
-    return f"0000:00:{device.slot:02x}.0"
+    return f"0000:{device.address}"
 
 
 def _give_to_vfio(device: Device) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from viommu.lab.config import Machine
+from viommu.lab.config import Device, Machine
 from viommu.lab.errors import SocketPathError
 from viommu.lab.rundir import check_socket_length
 
@@ -30,16 +30,20 @@ def memory_arguments(memory_mib: int) -> list[str]:
     return ["-m", f"{memory_mib}M", "-object", backend, "-machine", "memory-backend=ram"]
 
 
-def device_arguments(name: str, slot: int, socket_path: Path) -> list[str]:
-    """The arguments that plug a served device into `slot` of the root bus."""
-    device = {
+def device_arguments(device: Device, socket_path: Path) -> list[str]:
+    """The arguments that plug a served device into its slot, or into a root port there."""
+    function = {
         "driver": "vfio-user-pci",
-        "id": name,
+        "id": device.name,
         "bus": "pcie.0",
-        "addr": f"{slot:#x}",
+        "addr": f"{device.slot:#x}",
         "socket": {"type": "unix", "path": str(socket_path)},
     }
-    return ["-device", json.dumps(device)]
+    if device.bus is None:
+        return ["-device", json.dumps(function)]
+    port = f"{device.name}-port"
+    root_port = f"pcie-root-port,id={port},bus=pcie.0,addr={device.slot:#x},chassis={device.slot}"
+    return ["-device", root_port, "-device", json.dumps(function | {"bus": port, "addr": "0x0"})]
 
 
 def machine_arguments(machine: Machine) -> list[str]:
@@ -85,7 +89,7 @@ def plug(machine: Machine, sockets: Mapping[str, Path]) -> list[str]:
         check_socket_length(path)
         if not path.is_socket():
             raise SocketPathError(f"nobody serves {name!r}: there is no socket {path}")
-        arguments += device_arguments(name, device.slot, path)
+        arguments += device_arguments(device, path)
     return arguments
 
 

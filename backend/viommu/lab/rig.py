@@ -10,6 +10,7 @@ from viommu.lab.config import load_machine
 from viommu.lab.guest import Guest
 from viommu.lab.linux_smmu import COMMAND_LINE, LinuxSmmu
 from viommu.lab.serving import Serving
+from viommu.lab.unload import unload
 
 
 class Rig:
@@ -68,6 +69,10 @@ class Rig:
         self.guest.reboot()
         if self.smmu is not None:
             self.smmu.bind(self.guest)
+
+    def unload(self, driver: str, timeout: float = 30.0) -> None:
+        """Unload the driver of functions: they leave the guest, and their sockets close. See `viommu.lab.unload`."""
+        unload(self.serving.control, self.guest, driver, timeout)
 
     def close(self) -> None:
         """End the guest, then the server."""

@@ -6,15 +6,20 @@ import select
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from viommu.control import ControlClient
 from viommu.lab.errors import LabError
 from viommu.lab.process import BoundProcess
 from viommu.lab.rundir import RunDirectory
 from viommu.trace_file import TraceReader
 
+CONTROL_NAME = "control.sock"
+"""The control socket in a server's directory."""
 _START_LIMIT = 30.0  # seconds
 
 
@@ -30,6 +35,7 @@ class Serving:
 
     def __init__(self, machine: str | Path, *, trace: bool = False, seed: int = 0) -> None:
         self._directory = RunDirectory()
+        self._open = ExitStack()
         self._trace = self._directory.path / "trace.jsonl" if trace else None
         reader, writer = os.pipe()
         argv = [sys.executable, "-P", "-m", "viommu.cli", "serve", str(machine)]
@@ -81,6 +87,11 @@ class Serving:
         """The server's exit code; None while it serves."""
         return self._process.exit_code
 
+    @cached_property
+    def control(self) -> ControlClient:
+        """A client of the server's control socket."""
+        return self._open.enter_context(ControlClient(self.directory / CONTROL_NAME))
+
     def report(self) -> None:
         """Let the server put what it holds into the trace, as `ServerHolds`."""
         os.kill(self.pid, signal.SIGUSR1)
@@ -102,6 +113,7 @@ class Serving:
 
     def close(self) -> None:
         """End the server and remove its directory."""
+        self._open.close()
         self._process.close()
         self._directory.close()
 

@@ -5,7 +5,7 @@ every transaction that may have used old state is done: a CMD_SYNC after an inva
 SMMUEN (6.3.9.6), an update of GBPA (6.3.14).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -18,6 +18,9 @@ class InFlight:
 
     def __len__(self) -> int:
         return len(self._transactions)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(tuple(self._transactions.values()))
 
     def add(self, transaction: object) -> None:
         """`transaction` has been translated."""

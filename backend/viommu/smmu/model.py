@@ -454,6 +454,10 @@ class Smmu:
         """See `Transactions.translate`."""
         return self.transactions.translate(access, iova, size)
 
+    def translate_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """See `Transactions.translate_ranges`."""
+        return self.transactions.translate_ranges(access, ranges)
+
     def connect(self, stream_id: int, function: AtsFunction) -> None:
         """`function` has an address translation cache, and is `stream_id`."""
         self.ats_port.connect(stream_id, function)

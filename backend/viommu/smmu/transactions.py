@@ -1,5 +1,6 @@
 """The SMMU as client devices see it: a transaction is translated, aborted or stalled (IHI 0070, 3.3 and 3.12)."""
 
+from array import array
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -52,18 +53,33 @@ class Transactions:
             raise TransactionAborted(access, iova, fault.record) from None
         self._in_flight.add(translation)
         if self._tracer:
-            self._tracer.emit(
-                Translated(
-                    access.stream_id,
-                    access.substream_id,
-                    iova,
-                    translation.size,
-                    access.write,
-                    len(translation.runs) // 2,
-                    translation.runs[0],
-                )
-            )
+            self._report(translation, access)
         return translation
+
+    def translate_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """`translate` for a transaction whose bytes are at `ranges` (address, length, …) of input addresses."""
+        try:
+            translation = self._route_ranges(access, ranges)
+        except Fault as fault:
+            self._refuse(fault, access, ranges[0])
+            raise TransactionAborted(access, ranges[0], fault.record) from None
+        self._in_flight.add(translation)
+        if self._tracer:
+            self._report(translation, access)
+        return translation
+
+    def _report(self, translation: Translation, access: Access) -> None:
+        self._tracer.emit(
+            Translated(
+                access.stream_id,
+                access.substream_id,
+                translation.iova,
+                translation.size,
+                access.write,
+                len(translation.runs) // 2,
+                translation.runs[0],
+            )
+        )
 
     def _refuse(self, fault: Fault, access: Access, iova: int) -> None:
         """Record what is to be recorded. Raises `TransactionStalled` when the transaction shall wait."""
@@ -102,6 +118,17 @@ class Transactions:
             raise Fault(None)
         try:
             return self._translator.bypass(access, iova, size)
+        except Fault:
+            raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
+
+    def _route_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        if self.enabled:
+            self._configuration.fetched = self._fetched if self._tracer else None
+            return self._translator.translate_ranges(access, ranges)
+        if self.global_abort:
+            raise Fault(None)
+        try:
+            return self._translator.bypass_ranges(access, ranges)
         except Fault:
             raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
 

@@ -1,6 +1,7 @@
 """A transaction's way through the SMMU: configuration, TLB, walks, permissions (IHI 0070, 3.3.3 and 3.4)."""
 
 from array import array
+from collections.abc import Callable
 
 from viommu import hot
 from viommu.layouts.records import EventType, FaultClass
@@ -56,6 +57,17 @@ class Translator:
             return self.bypass(access, iova, size)
         return self.through(context, access, iova, size)
 
+    def translate_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """`translate` for a transaction whose bytes are at `ranges` (address, length, …)."""
+        self.refresh()
+        access, context = self._configuration.lookup(access, ranges[0])
+        if context is None:
+            return self.bypass_ranges(access, ranges)
+        try:
+            return _over(ranges, access, lambda address: self.page(context, access, address))
+        except Fault as fault:
+            raise _configured(fault, context) from None
+
     def refresh(self) -> None:
         """A new transaction begins: a profile without caches forgets what it knew."""
         if self._forgetful:
@@ -72,10 +84,7 @@ class Translator:
                 done += self._translate_some(context, access, iova + done, size - done, runs)
         except Fault as fault:
             if not done:
-                stage = context.stage_2 if fault.record and fault.record.s2 else context.stage_1
-                fault = as_configured(fault, stage)
-                fault.merge = context.merges
-                raise fault from None
+                raise _configured(fault, context) from None
         return Translation(access, iova, runs, done)
 
     def page(self, context: StreamContext, access: Access, address: int) -> Entry:
@@ -102,6 +111,15 @@ class Translator:
             raise translation_fault(EventType.F_ADDR_SIZE, access, iova)
         size = min(size, MAX_RANGE, limit - iova)
         return Translation(access, iova, array("Q", (iova, size)), size)
+
+    def bypass_ranges(self, access: Access, ranges: "array[int]") -> Translation:
+        """`bypass` for `ranges` (address, length, …)."""
+
+        def everything(address: int) -> Entry:
+            self.bypass(access, address, 1)
+            return Entry(self._output_address_bits, 0)
+
+        return _over(ranges, access, everything)
 
     def _translate_some(
         self, context: StreamContext, access: Access, address: int, size: int, runs: "array[int]"
@@ -219,6 +237,47 @@ class Translator:
                     break
         finally:
             descriptors.release()
+
+
+def _over(ranges: "array[int]", access: Access, find: Callable[[int], Entry]) -> Translation:
+    """Where `ranges` go by the pages and blocks that `find` knows, up to its first fault.
+
+    Raises that fault when nothing goes anywhere.
+    """
+    runs: array[int] = array("Q")
+    size = first = end = target = (
+        0  # of the page or block: input addresses, and where the first goes
+    )
+    for address, length in zip(ranges[::2], ranges[1::2], strict=True):
+        while length:
+            if not first <= address < end:
+                try:
+                    shift, slot = find(address)
+                except Fault:
+                    if not size:
+                        raise
+                    return Translation(access, ranges[0], runs, size)
+                first = address & -(1 << shift)
+                end = first + (1 << shift)
+                target = slot & OUTPUT & -(1 << shift)
+            part = min(length, end - address)
+            start = target + address - first
+            if runs and runs[-2] + runs[-1] == start:
+                runs[-1] += part
+            else:
+                runs.extend((start, part))
+            address += part
+            length -= part
+            size += part
+    return Translation(access, ranges[0], runs, size)
+
+
+def _configured(fault: Fault, context: StreamContext) -> Fault:
+    """The fault as its stage wants it handled."""
+    stage = context.stage_2 if fault.record and fault.record.s2 else context.stage_1
+    fault = as_configured(fault, stage)
+    fault.merge = context.merges
+    return fault
 
 
 _BELOW_48 = (1 << 48) - 1

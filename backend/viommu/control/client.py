@@ -1,0 +1,62 @@
+"""The caller's end of a control socket."""
+
+import json
+import os
+import socket
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from viommu.control.protocol import CallFailed, ControlLost, ErrorCode, Refused
+
+
+class ControlClient:
+    """A connection to the control socket at `path`. Raises `ControlLost` when nobody serves it."""
+
+    def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
+        """`timeout`, in seconds, is how long an answer may take."""
+        self._numbers = count(1)
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(timeout)
+        try:
+            self._socket.connect(os.fspath(path))
+        except OSError as error:
+            self._socket.close()
+            raise ControlLost(f"nobody serves {path}: {error.strerror or error}") from error
+        self._lines = self._socket.makefile("rb")
+
+    def call(self, method: str, /, **parameters: Any) -> Any:
+        """Call a method; returns its result. Raises `Refused`, another `CallFailed`, or `ControlLost`."""
+        number = next(self._numbers)
+        request = {"jsonrpc": "2.0", "id": number, "method": method, "params": parameters}
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            line = self._lines.readline()
+        except OSError as error:
+            raise ControlLost(f"the control socket fails: {error}") from error
+        if not line.endswith(b"\n"):
+            raise ControlLost("the server closed the control socket")
+        answer = json.loads(line)
+        if "error" not in answer:
+            return answer["result"]
+        code, message, data = (answer["error"].get(key) for key in ("code", "message", "data"))
+        if code == ErrorCode.REFUSED:
+            raise Refused(message, **data or {})
+        raise CallFailed(code, message, data)
+
+    def close(self) -> None:
+        """Disconnect. Idempotent."""
+        self._lines.close()
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
