@@ -12,6 +12,7 @@ import pytest
 from viommu.pytest_plugin.options import GuestOptions, RunOptions, changed, chosen, declare
 
 if TYPE_CHECKING:
+    from viommu.control import ControlClient
     from viommu.lab.config import Device
     from viommu.lab.guest import Guest
     from viommu.lab.rig import Rig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from viommu.pytest_plugin.pool import Pool
 
 _POOL = pytest.StashKey["Pool"]()
+_GUEST = pytest.StashKey[GuestOptions]()
 _RUN = pytest.StashKey[RunOptions]()
 _LAB = pytest.StashKey["Lab"]()
 
@@ -35,6 +37,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
+    config.stash[_GUEST], config.stash[_RUN] = (
+        chosen(config, GuestOptions),
+        chosen(config, RunOptions),
+    )
 
 
 # The fixtures
@@ -46,7 +52,7 @@ def viommu_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
     from viommu.pytest_plugin.lab import Lab
 
     item = request.node
-    base = chosen(request.config, GuestOptions)
+    base = request.config.stash[_GUEST]
     marked: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers("viommu"))):
         marked |= marker.kwargs
@@ -88,22 +94,22 @@ def viommu_smmu(viommu_rig: "Rig") -> "Iterator[Smmu]":
         yield Smmu(device, trace)
 
 
+@pytest.fixture
+def viommu_control(viommu_rig: "Rig") -> "ControlClient":
+    """The control socket of `viommu_rig`'s server: device stacks, host domains. Closed with the server."""
+    return viommu_rig.serving.control
+
+
 def _pool(config: pytest.Config) -> "Pool":
     """The guests of this process."""
     from viommu.pytest_plugin.assets import provided
     from viommu.pytest_plugin.pool import Pool
 
     if _POOL not in config.stash:
-        pool = Pool(_run(config).guests, lambda image: provided(config, image))
+        pool = Pool(config.stash[_RUN].guests, lambda image: provided(config, image))
         config.stash[_POOL] = pool
         config.add_cleanup(pool.close)
     return config.stash[_POOL]
-
-
-def _run(config: pytest.Config) -> RunOptions:
-    if _RUN not in config.stash:
-        config.stash[_RUN] = chosen(config, RunOptions)
-    return config.stash[_RUN]
 
 
 # The verdict
@@ -115,7 +121,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     fails_for_it = False
     try:
         yield
-        fails_for_it = not _run(item.config).keep_going
+        fails_for_it = not item.config.stash[_RUN].keep_going
     finally:
         lab = item.stash.get(_LAB, None)
         unforeseen = "\n".join(lab.unforeseen()) if lab is not None else ""
@@ -133,7 +139,7 @@ def pytest_runtest_makereport(
     lab = item.stash.get(_LAB, None)
     if report.failed and lab is not None:
         report.sections += [(title, text) for title, text in lab.sections() if text]
-        if (folder := _run(item.config).artifacts) is not None:
+        if (folder := item.config.stash[_RUN].artifacts) is not None:
             from viommu.pytest_plugin.artifacts import keep
 
             kept = keep(folder, item.nodeid, lab)

@@ -52,7 +52,7 @@ class Newsroom:
         if (code := self._rig.serving.exit_code) is not None:
             alarms.append(f"the server of the devices {describe_exit(code)}")
         messages = [match[2] if (match := _LINE.match(line)) else line for line in lines]
-        alarms += [message for message in messages if _ALARM.match(message)]
+        alarms += filter(alarming, messages)
         events = [_told(event) for event in self._trace.read()]
         self._over = self._rig.lost
         broken = self._over or bool(tainted & _BROKEN)
@@ -76,6 +76,11 @@ class Newsroom:
         if lines and (match := _LINE.match(lines[-1])):
             self._last = match[1]
         return int(tainted), lines
+
+
+def alarming(message: str) -> bool:
+    """Whether a kernel that says so is not well. `message` is without its time."""
+    return _ALARM.match(message) is not None
 
 
 def _told(event: dict[str, Any]) -> str:

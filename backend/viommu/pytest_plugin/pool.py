@@ -2,6 +2,7 @@
 
 import shlex
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from viommu.lab.rig import Rig
 from viommu.pytest_plugin.news import Newsroom
 from viommu.pytest_plugin.options import GuestOptions
 
+_PATIENCE = 5.0  # seconds for the server to say what it holds
+
 
 class Booted:
     """A rig whose guest is up. `dirty` is for who has left it unfit for another test."""
@@ -25,15 +28,27 @@ class Booted:
         self.newsroom = Newsroom(rig)
         self.dirty = False
         self.closed = False
+        self._holdings = rig.serving.trace("ServerHolds")
 
     @property
     def usable(self) -> bool:
-        """Whether another test can have it."""
-        return not self.dirty and not self.rig.lost
+        """Whether another test can have it: nobody has left it dirty, and no DMA is on its way."""
+        return not self.dirty and not self.rig.lost and self._at_rest()
+
+    def _at_rest(self) -> bool:
+        self._holdings.skip()
+        self.rig.serving.report()
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            for holds in self._holdings.read():
+                return not holds["in_flight"]
+            time.sleep(0.005)
+        return False
 
     def close(self) -> None:
         """End it."""
         self.closed = True
+        self._holdings.close()
         self.newsroom.close()
         self.rig.close()
 
