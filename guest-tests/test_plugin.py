@@ -20,7 +20,7 @@ MISBEHAVIOUR = """
 
     def fault(guest):
         guest.check("modprobe vfio_iommu_type1")
-        guest.python(FAULT, timeout=60)
+        return guest.python(FAULT, timeout=60)
 
     def warn(guest):
         # No stock kernel can be made to WARN: it says the word for another reason, and is told that it did.
@@ -46,6 +46,12 @@ MISBEHAVIOUR = """
     def test_event_allowed(viommu_guest):
         fault(viommu_guest)
 
+    def test_disk(viommu_guest):
+        viommu_guest.check("modprobe virtio_blk")
+        assert viommu_guest.check("head -c 9 /dev/vda") == "on a disk"
+        viommu_guest.check("echo other > /dev/vda; sync")
+        assert viommu_guest.check("head -n 1 /dev/vda") == "other\\n"
+
     def test_event_missed(viommu_guest, viommu_lab):
         with viommu_lab.expect("F_PERMISSION"):
             viommu_guest.check("true")
@@ -58,11 +64,14 @@ MISBEHAVIOUR = """
         assert viommu_guest.pid == GUESTS[0]
         warn(viommu_guest)
 
-    @pytest.mark.viommu_allow("WARNING: The mand mount option")
-    def test_warning_allowed(viommu_guest):
+    @pytest.mark.viommu_allow("WARNING: The mand mount option", "F_TRANSLATION")
+    def test_warning_allowed(viommu_guest, viommu_faults):
         assert viommu_guest.pid != GUESTS[0], "a kernel that warned is not used on"
-        warn(viommu_guest)
         GUESTS.append(viommu_guest.pid)
+        warn(viommu_guest)
+        viommu_faults.load('fault = [{ at = "dma-requested", when = { nth = 1 }, do = "abort" }]')
+        assert '"before": "ERROR"' in fault(viommu_guest)
+        assert viommu_faults.rules()[0]["count"] == 1
 
     def test_hang(viommu_guest):
         assert viommu_guest.pid not in GUESTS
@@ -97,7 +106,11 @@ def failure(output: str, test: str) -> str:
 
 def test_what_fails_a_test(pytester: pytest.Pytester, impatient: Path) -> None:
     pytester.makepyfile(test_it=MISBEHAVIOUR)
-    pytester.makeini(f"[pytest]\nviommu_machine = {impatient.name}\nviommu_artifacts = kept\n")
+    disk = pytester.path / "disk.img"
+    disk.write_bytes(b"on a disk".ljust(1 << 20))
+    pytester.makeini(
+        f"[pytest]\nviommu_machine = {impatient.name}\nviommu_disk = disk.img\nviommu_artifacts = kept\n"
+    )
     result = pytester.runpytest_subprocess()
     output = result.stdout.str()
     failed = {
@@ -108,7 +121,8 @@ def test_what_fails_a_test(pytester: pytest.Pytester, impatient: Path) -> None:
     assert failed == {
         "test_event", "test_event_missed", "test_fails_anyway", "test_warning", "test_hang", "test_panic",
     }, output  # fmt: skip
-    result.assert_outcomes(passed=4, failed=6)
+    result.assert_outcomes(passed=5, failed=6)
+    assert disk.read_bytes().startswith(b"on a disk"), "an image is never written to"
 
     event = failure(output, "test_event")
     assert "\nthe guest did what the test does not foresee:\nSMMU event F_TRANSLATION: 0x" in event

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from viommu.lab.config import Device
     from viommu.lab.guest import Guest
     from viommu.lab.rig import Rig
-    from viommu.pytest_plugin.lab import Lab, Smmu
+    from viommu.pytest_plugin.lab import Faults, Lab, Smmu
     from viommu.pytest_plugin.pool import Pool
 
 _POOL = pytest.StashKey["Pool"]()
@@ -98,6 +98,15 @@ def viommu_smmu(viommu_rig: "Rig") -> "Iterator[Smmu]":
 def viommu_control(viommu_rig: "Rig") -> "ControlClient":
     """The control socket of `viommu_rig`'s server: device stacks, host domains. Closed with the server."""
     return viommu_rig.serving.control
+
+
+@pytest.fixture
+def viommu_faults(viommu_lab: "Lab", viommu_control: "ControlClient") -> "Iterator[Faults]":
+    """Plans of what goes wrong on purpose in `viommu_rig`, until the test ends."""
+    from viommu.pytest_plugin.lab import Faults
+
+    yield Faults(viommu_lab, viommu_control)
+    viommu_control.call("faults.clear")
 
 
 def _pool(config: pytest.Config) -> "Pool":

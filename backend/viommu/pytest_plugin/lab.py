@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from viommu.control import ControlClient
 from viommu.lab.config import Device
 from viommu.lab.guest import Guest
 from viommu.lab.rig import Rig
@@ -162,6 +163,30 @@ class Smmu:
         The kinds are the types of `viommu.smmu.events`: "CommandConsumed", "Translated", …; the keys are their fields.
         """
         return [event for event in self._trace.read() if kind in ("", event["kind"])]
+
+
+class Faults:
+    """What the fixture `viommu_faults` is: plans of what goes wrong on purpose (docs/faults.md), until the test ends.
+
+    A guest that was lied to is for no other test.
+    """
+
+    def __init__(self, lab: Lab, control: ControlClient) -> None:
+        self._lab, self._control = lab, control
+
+    def load(self, plan: str | Path) -> None:
+        """Carry out a plan from here on, in place of the one before: TOML, or the path of a file.
+
+        Raises `viommu.control.Refused` that says what is wrong with it, and where.
+        """
+        text = plan.read_text("utf-8") if isinstance(plan, Path) else plan
+        self._lab.dirty = True
+        self._control.call("faults.load", plan=text)
+
+    def rules(self) -> list[dict[str, Any]]:
+        """The rules of the plan: where they are, what they do, how often they did."""
+        found: list[dict[str, Any]] = self._control.call("faults.list")
+        return found
 
 
 def _length(guest: Guest) -> int:

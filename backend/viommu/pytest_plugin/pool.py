@@ -97,6 +97,7 @@ def _boot(options: GuestOptions, assets: Assets) -> Booted:
             assets=assets,
             trace=True,
             seed=options.seed,
+            faults=options.faults,
             linux_driver=not options.raw and find_smmu(built) is not None,
             scripts=scripts_directory(),
             extra_files=python_files(options.scripts) if options.scripts else None,
