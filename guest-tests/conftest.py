@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from linux_rig import LinuxRig, Ran, Result
+from linux_rig import DOMAINS, LinuxRig, Ran, Result
 from raw_rig import Case, RawCases
 
 from viommu.lab.assets import Assets
@@ -112,7 +112,7 @@ def profiled(viommu_lab: Lab, linux_rigs: dict[int, LinuxRig]) -> Callable[[str]
     viommu_lab.allow(FAULTS)
 
     def get(profile: str) -> LinuxRig:
-        rig = viommu_lab.rig(smmu=profile)
+        rig = viommu_lab.rig(smmu=profile, append=DOMAINS)
         if rig.guest.pid not in linux_rigs:
             linux_rigs[rig.guest.pid] = LinuxRig(rig)
         return linux_rigs[rig.guest.pid]

@@ -19,7 +19,6 @@ MISBEHAVIOUR = """
     GUESTS = []
 
     def fault(guest):
-        guest.check("modprobe vfio_iommu_type1")
         return guest.python(FAULT, timeout=60)
 
     def warn(guest):

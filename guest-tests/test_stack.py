@@ -28,13 +28,14 @@ def boot(assets: Assets, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
     """Boots a guest whose `engine1` can be unplugged. It is the only engine if it is `alone`."""
     with ExitStack() as rigs:
 
-        def make(*, alone: bool) -> Rig:
+        def make(*, alone: bool, linux_driver: bool = False) -> Rig:
             text = (machine_directory() / "aarch64-virt.toml").read_text("utf-8")
             smmu, engine0, engine1 = text.split("[[devices]]")[1:]
             devices = [smmu, *([] if alone else [engine0]), f"{engine1}bus = 1\n"]
             path = tmp_path / "pluggable.toml"
             path.write_text("[[devices]]".join([text.partition("[[devices]]")[0], *devices]))
-            return rigs.enter_context(Rig(path, assets=assets, trace=True, scripts=INSIDE))
+            rig = Rig(path, assets=assets, trace=True, scripts=INSIDE, linux_driver=linux_driver)
+            return rigs.enter_context(rig)
 
         yield make
 
@@ -132,7 +133,7 @@ def test_surprise_removal_with_references_held(boot: Callable[..., Rig]) -> None
         start(guest, FUNCTION, ALL)
         control.call("stack.reference", device="engine1", holder="a test")
         pulled = control.call("stack.surprise_remove", device="engine1")
-        assert pulled == {"status": "STATUS_PENDING"}
+        assert pulled == {"status": "PENDING"}
         result = end(guest)
         assert (result["gone"], result["late"]) == (True, False)
         assert 0 < result["pages"] < PAGES
@@ -153,3 +154,21 @@ def test_surprise_removal_with_references_held(boot: Callable[..., Rig]) -> None
     assert rig.serving.output() == ""
     with pytest.raises(NotUnloaded, match=r"cannot unplug 'engine0': .*does not support hotplug"):
         rig.unload("test-engine")
+
+
+def test_the_stock_driver_detaches_what_is_unloaded(boot: Callable[..., Rig]) -> None:
+    rig = boot(alone=True, linux_driver=True)
+    group = rig.guest.check(f"readlink -f /sys/bus/pci/devices/{FUNCTION}/iommu_group").strip()
+    with rig.serving.trace() as trace:
+        trace.read()
+        rig.unload("test-engine")
+        events = trace.read()
+    assert rig.guest.check(f"ls -d {group} || echo gone").endswith("gone\n")
+    kinds = [event["kind"] for event in events]
+    stopped, wanted, left = (
+        kinds.index(kind) for kind in ("DeviceStopped", "UnplugWanted", "ClientDetached")
+    )
+    assert stopped < wanted < left
+    commands = [event["text"] for event in events[wanted:] if event["kind"] == "CommandConsumed"]
+    assert any("CMD_CFGI_STE" in text and "stream_id=0x100" in text for text in commands)
+    assert rig.serving.output() == ""

@@ -259,6 +259,14 @@ def test_the_client(service: Service) -> None:
         ControlClient(service.path)
 
 
+def test_an_answer_that_does_not_come(service: Service) -> None:
+    client = ControlClient(service.path, timeout=0.05)
+    for _ in range(2):
+        with pytest.raises(ControlLost, match="the control socket fails"):
+            client.call("echo", text="a")
+    client.close()
+
+
 # Whose socket it is
 
 

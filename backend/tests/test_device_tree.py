@@ -37,6 +37,12 @@ def props(blob: bytes, path: str) -> dict[str, bytes]:
     return found
 
 
+def test_root_ports_are_not_behind_the_smmu() -> None:
+    host = props(add_smmu(a_tree(HIGH_WINDOW), 1, [2, 4]).blob, "/pcie@10000000")
+    mapped = cells(0x18, 0x8004, 0x18, 0x8) + cells(0x28, 0x8004, 0x28, 0xFFD8)
+    assert host["iommu-map"] == mapped
+
+
 def test_the_node() -> None:
     made = add_smmu(a_tree(PORTS, LOW_WINDOW, HIGH_WINDOW), 1)
     assert (made.address, made.node) == (HIGH, "8000000000.iommu")

@@ -51,7 +51,7 @@ WRITABLE = [
     (hw.CR1, 4, 0xFFF),
     (hw.CR2, 4, 0x6),
     (hw.IRQ_CTRL, 4, 0x5),
-    (hw.GERRORN, 4, 0xB5),
+    (hw.GERRORN, 4, 0x1B5),
     (hw.GERROR_IRQ_CFG0, 8, ADDRESS & ~3),
     (hw.GERROR_IRQ_CFG1, 4, ALL),
     (hw.GERROR_IRQ_CFG2, 4, 0x3F),

@@ -1,5 +1,6 @@
 """docs/stacks.md: its table is the one that is tested, its commands work, its filter is one."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -33,20 +34,19 @@ def test_the_table_is_the_one_that_is_tested() -> None:
     }
 
 
-def test_the_commands_work(viommu: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "130")
+def test_the_commands_work(viommu: Run, home: Path) -> None:
     with start("serve") as process:
         printed(process)
         said = []
         for line in block("sh").splitlines():
             program, *words = line.partition("#")[0].split()
             assert program == "viommu"
-            outcome = viommu(*words)
+            outcome = viommu(*words, "--json")
             assert (outcome.code, outcome.err) == (0, ""), line
-            said.append(outcome.out)
-        assert said[3].split() == ["status", "STATUS_PENDING"]
-        assert "trace 1, me (held) 1" in said[4]
-        assert said[-1] == "—\n"
+            said.append(json.loads(outcome.out))
+        assert said[3] == {"status": "PENDING"}
+        assert said[4][0]["references"] == {"trace": 1, "me (held)": 1}
+        assert said[-1] == []
         assert sorted(path.name for path in home.rglob("*.sock")) == ["control.sock", "smmu.sock"]
 
 

@@ -8,17 +8,25 @@ from functools import partial
 from pathlib import Path
 
 from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
+from viommu.endpoints import meddle
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.pasid import PASID_CAPABILITY
+from viommu.endpoints.points import (
+    ConfigAccess,
+    FunctionInterrupts,
+    FunctionResetting,
+    MmioAccess,
+)
 from viommu.endpoints.port import DmaPort
+from viommu.layouts.registers import register_name
 from viommu.memory import GuestMemory
 from viommu.smmu import Smmu
-from viommu.trace import Event, Tracer
+from viommu.trace import Event, Skip, Tracer
 
 _log = logging.getLogger(__name__)
 # Requests of one client in a row, and how often to look for the next one. While a model has work, a client that sends
 # without end must not keep it from its next step, and waiting for a client would.
-_PATIENT, _BRIEF = (64, 128), (16, 0)
+_PATIENT, _BRIEF = (64, 8), (16, 0)
 
 # PCI Express capability (PCI Express Base, 7.5.3).
 _CAPABILITIES, _EXPRESS, _DEVICE_CAPABILITIES_2, _END_END_PREFIX = 0x34, 0x10, 0x24, 1 << 21
@@ -148,6 +156,7 @@ class Function:
         device.on_reset = self._reset
         device.on_config_write = self._configured
         device.on_disconnect = self._disconnected
+        device.config_filter = self._filter_config
         model.interrupt = self._interrupt
 
     def _add_capability(self, capability: ExtendedCapability) -> int:
@@ -187,14 +196,40 @@ class Function:
                 capability.written(bytes(self.device.config[body:end]))
 
     def _read(self, bar: int, offset: int, size: int) -> int:
-        return (1 << 8 * size) - 1 if self._dead else self._model.read(bar, offset, size)
+        if self._dead:
+            return (1 << 8 * size) - 1
+        value = self._model.read(bar, offset, size)
+        if self._tracer.meddler is None:
+            return value
+        return meddle.read(self._tracer.meddler, self._accessed(offset, False, size, value))
 
     def _write(self, bar: int, offset: int, data: bytes) -> None:
         if self._dead:
             return
         if not self._shared and not self._complained:
             self._sees_memory()  # a driver has come
-        self._model.write(bar, offset, len(data), int.from_bytes(data, "little"))
+        value = int.from_bytes(data, "little")
+        if self._tracer.meddler is not None:
+            point = self._accessed(offset, True, len(data), value)
+            meddled = meddle.write(self._tracer.meddler, point)
+            if meddled is None:
+                return
+            value = meddled
+        self._model.write(bar, offset, len(data), value)
+
+    def _accessed(self, offset: int, write: bool, size: int, value: int) -> MmioAccess:
+        of_smmu = isinstance(self._model, SmmuFunction)
+        register = register_name(offset) if of_smmu else hex(offset)
+        return MmioAccess(self.name, register, write, size, value)
+
+    def _filter_config(self, offset: int, data: bytes, write: bool) -> bytes | None:
+        """What is read, or written, instead of `data`; None: it is not written."""
+        if self._tracer.meddler is None:
+            return data
+        size, value = len(data), int.from_bytes(data, "little")
+        point = ConfigAccess(self.name, offset, write, size, value)
+        meddled = (meddle.write if write else meddle.read)(self._tracer.meddler, point)
+        return None if meddled is None else meddled.to_bytes(size, "little")
 
     def _map(self, region: DmaRegion) -> None:
         self.memory.add_region(
@@ -225,6 +260,12 @@ class Function:
             self._tracer.emit(BusMasterChanged(self.name, enabled))
 
     def _reset(self, kind: ResetType) -> None:
+        meddler = self._tracer.meddler
+        if meddler is not None and isinstance(
+            meddler(FunctionResetting(self.name, kind.name)), Skip
+        ):
+            self._follow_bus_master()
+            return
         self._revive()
         if self._tracer:
             self._tracer.emit(FunctionReset(self.name, kind.name))
@@ -237,12 +278,26 @@ class Function:
 
     def _revive(self) -> None:
         self._dead = False
-        self._model.reset()
+        self.reset_model()
         self._follow_bus_master()
+
+    def reset_model(self) -> None:
+        """All its work ends, its registers are as at power-on."""
+        self._model.reset()
 
     # What the model does
 
     def _interrupt(self, vector: int) -> bool:
+        if self._tracer.meddler is not None:
+            return meddle.interrupt(
+                self._tracer.meddler,
+                FunctionInterrupts(self.name, vector),
+                lambda: self.trigger(vector),
+            )
+        return self.trigger(vector)
+
+    def trigger(self, vector: int) -> bool:
+        """Send an interrupt; False when nobody listens."""
         return vector < self._vectors and self.device.trigger_interrupt(vector)
 
     @property

@@ -6,6 +6,8 @@ from one seed.
 """
 
 import logging
+import math
+import os
 import select
 import time
 from collections.abc import Sequence
@@ -21,6 +23,8 @@ from viommu.endpoints.base import Endpoint
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
+from viommu.faults.calls import FunctionCalls, ServerCalls, SmmuCalls
+from viommu.faults.control import FaultControl
 from viommu.function import Function, SmmuFunction
 from viommu.host import HostDomains
 from viommu.host.methods import HostMethods
@@ -34,6 +38,9 @@ from viommu.trace import Event, Tracer
 _log = logging.getLogger(__name__)
 _INVALIDATION_TIMEOUT = 60.0
 # Seconds in which a function answers an ATS Invalidate Request (PCIe, 10.3.1: one minute).
+_ALERT = (
+    400e-6  # seconds after a request in which an idle loop looks for the next one before it sleeps
+)
 _IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
 
 
@@ -88,13 +95,23 @@ class Server:
         self.io = IoManager(self.tracer)
         """The stacks: each endpoint is a device object of its model's driver."""
         StackCalls(self.io, self.methods)
+        ServerCalls(self.methods)
+        FunctionCalls(lambda: {each.name: each for each in self._functions}, self.methods)
+        self._ports: dict[str, DmaPort] = {}
+        self.faults = FaultControl(
+            self.io, self._ports, self.tracer, self.methods, self._since_guest
+        )
+        """What goes wrong on purpose."""
         self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
-        self._ports: dict[str, DmaPort] = {}
         self._host: HostDomains | None = None
         HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
         self._stopped = self._asked = False
+        # On one CPU it would only keep the guest from running.
+        self._alert = _ALERT if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._alert_until = 0.0
+        self._guest: float | None = None
         self._patience = invalidation_timeout
         self._awaited: tuple[object | None, float] = None, 0.0
         self._smmu: Smmu | None = None
@@ -106,6 +123,7 @@ class Server:
                 model: Endpoint
                 if spec.model == "smmuv3":
                     self._smmu = Smmu(memory, features, self.tracer)
+                    SmmuCalls(self._smmu, self.methods)
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
@@ -120,6 +138,7 @@ class Server:
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
+                function.device.on_attach = self._guest_came
                 if port is not None:
                     self._make_device(spec, function, port)
             if control is not None:
@@ -146,7 +165,9 @@ class Server:
         busy = self._busy()
         changed = False
         called = False
-        for descriptor, _ in self._poller.poll(0 if busy else patience):
+        if (soon := self.faults.patience) is not None:
+            patience = min(patience, math.ceil(soon * 1000))
+        for descriptor, _ in self._ready(0 if busy else patience):
             function = self._polled.get(descriptor)
             if function is None:
                 called = True
@@ -159,6 +180,7 @@ class Server:
             self._watch()
         if busy:
             self._order.choice(busy).step()
+        self.faults.turn()
         if self._host is not None:
             self._host.service()
         if self.io.pending:
@@ -166,6 +188,17 @@ class Server:
         if self._smmu is not None and len(self._smmu.ats_port):
             self._await_function(self._smmu)
         return bool(busy)
+
+    def _ready(self, patience: int) -> list[tuple[int, int]]:
+        """The descriptors that can be read. A guest that was just served is often back before a sleeper would wake."""
+        ready = self._poller.poll(0)
+        if patience and not ready:
+            while not ready and time.monotonic() < self._alert_until:
+                ready = self._poller.poll(0)
+            ready = ready or self._poller.poll(patience)
+        if ready:
+            self._alert_until = time.monotonic() + self._alert
+        return ready
 
     def _busy(self) -> list[Function]:
         return [function for function in self._functions if function.busy]
@@ -191,6 +224,14 @@ class Server:
         elif now - self._awaited[1] > self._patience:
             self._awaited = None, 0.0
             _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
+
+    def _guest_came(self) -> None:
+        if sum(function.device.attached for function in self._functions) == 1:
+            self._guest = time.monotonic()
+
+    def _since_guest(self) -> float:
+        """Seconds since a QEMU came; 0 while there is none."""
+        return 0.0 if self._guest is None else time.monotonic() - self._guest
 
     def _make_device(self, spec: FunctionSpec, function: Function, port: DmaPort) -> None:
         def withdraw() -> None:

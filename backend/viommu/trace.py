@@ -1,14 +1,20 @@
-"""The one stream of events: what happened in the models, for whoever wants to read along.
+"""The one stream of events: what happened in the models, for whoever wants to read along; and points, where what
+happens next can be made to go wrong.
 
 Event types are frozen dataclasses defined next to what emits them. With no reader an emitter does one truth test:
 
     if tracer:
         tracer.emit(CommandConsumed(...))
+
+A point is an event that is answered. Without a meddler it costs one look at an attribute, and is never made:
+
+    if tracer.meddler is not None:
+        verdict = tracer.meddler(CommandFetched(...))
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +31,100 @@ class Event:
         return {"kind": self.kind, **asdict(self)}
 
 
+# What can be done at a point, as far as the point's type says that it can.
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Root of what a meddler can answer. None is: go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skip(Verdict):
+    """Do not do it, and go on as if it had been done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replace(Verdict):
+    """Go on with `value` instead of what the point shows as its `value`."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Again(Verdict):
+    """Do it, and then `count` times more."""
+
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse(Verdict):
+    """Let it fail with the error `code` of its kind: an event type, a command error. None fails in silence."""
+
+    code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BusAbort(Verdict):
+    """Let the access to memory end in an external abort."""
+
+
+class Hold:
+    """Something waits until `release` is called; then everyone who said so with `then` goes on."""
+
+    def __init__(self) -> None:
+        self.released = False
+        self._proceed: list[Callable[[], object]] = []
+
+    def then(self, proceed: Callable[[], object]) -> None:
+        """Call `proceed` when it is released; at once when it was."""
+        if self.released:
+            proceed()
+        else:
+            self._proceed.append(proceed)
+
+    def release(self) -> None:
+        """Go on. Releasing twice does nothing."""
+        self.released = True
+        waiting, self._proceed = self._proceed, []
+        for proceed in waiting:
+            proceed()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait(Verdict):
+    """Do it, and all that comes behind it, when `hold` is released, which may be never."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Defer(Verdict):
+    """Go on as if it had been done, and do it when `hold` is released, which may be never."""
+
+    hold: Hold
+
+
+@dataclass(frozen=True, slots=True)
+class Point(Event):
+    """Root of the places where a meddler is asked. `verdicts` are those that the place understands."""
+
+    verdicts: ClassVar[frozenset[type[Verdict]]] = frozenset()
+
+    @property
+    def value_bits(self) -> int:
+        """The width of the `value` of a point that understands `Replace` by a number."""
+        return 64
+
+
 class Tracer:
-    """Hands each event to every reader, in the order in which they subscribed."""
+    """Hands each event to every reader, in the order in which they subscribed; and each point to the `meddler`."""
 
     def __init__(self) -> None:
         self._readers: list[Callable[[Event], None]] = []
+        self.meddler: Callable[[Point], Verdict | None] | None = None
+        """Decides at each point what goes wrong; set while somebody wants that."""
 
     def subscribe(self, reader: Callable[[Event], None]) -> Callable[[], None]:
         """Call `reader` with every event from now on. Returns the function that ends it."""

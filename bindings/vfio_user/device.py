@@ -34,6 +34,8 @@ class PciDevice:
       view is released; if a slice of it is still held, that is logged and the slice shows zeros.
     - `on_reset(kind)`: registers go to their initial state; config space already has.
     - `on_config_write(offset, data)`: the client wrote `data`; `config` shows the effect.
+    - `config_filter(offset, data, write)`: returns what the client reads, or what is written, in
+      place of `data`; None drops a write.
 
     No exception in a callback ends the process. It is logged with its traceback to the logger
     `vfio_user`, and the client gets the errno of an OSError, else EIO. Where the protocol's reply
@@ -71,6 +73,7 @@ class PciDevice:
         self.on_dma_unmap: Callable[[DmaRegion], None] | None = None
         self.on_reset: Callable[[ResetType], None] | None = None
         self.on_config_write: Callable[[int, bytes], None] | None = None
+        self.config_filter: Callable[[int, bytes, bool], bytes | None] | None = None
 
         self._bars: dict[int, int] = {}
         self._vectors = 0
@@ -319,6 +322,11 @@ class PciDevice:
             self._config.pin.raise_()
         return self._context.trigger_interrupt(vector)
 
+    def hang_up(self) -> None:
+        """Close the connection to the client, as if this process had died. `run` finds out."""
+        self._alive()
+        self._context.hang_up()
+
     def close(self) -> None:
         """Disconnect the client, unmap all DMA regions and remove the socket. Idempotent."""
         context = self._context
@@ -327,13 +335,13 @@ class PciDevice:
             return
         self._closed = True
         context.remove_socket()
+        context.hang_up()
         self._config.reset()
         memory = let_go(self._config.data, self._config_memory)
         if memory is None:
             context.destroy()
         else:
             context.log.error("a view of the config space is still held: it is freed after that")
-            context.hang_up()
             weakref.finalize(memory, context.destroy).atexit = False
         was_attached, context.attached = context.attached, False
         if was_attached and self.on_disconnect is not None:
@@ -354,9 +362,17 @@ class PciDevice:
     # What the library calls
 
     def _read_config(self, offset: int, length: int) -> bytes:
-        return bytes(self._config.data[offset : offset + length])
+        data = bytes(self._config.data[offset : offset + length])
+        if self.config_filter is not None:
+            return self.config_filter(offset, data, False) or bytes(length)
+        return data
 
     def _write_config(self, offset: int, data: bytes) -> None:
+        if self.config_filter is not None:
+            filtered = self.config_filter(offset, data, True)
+            if filtered is None:
+                return
+            data = filtered
         if self._config.write(offset, data):
             self._reset(ResetType.FUNCTION_LEVEL)
         elif self.on_config_write is not None:

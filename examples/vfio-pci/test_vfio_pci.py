@@ -1,14 +1,7 @@
 """vfio-pci attaches a device to what a process maps for it, and detaches it from that."""
 
-import pytest
-
 ENGINE = "0000:00:02.0"  # a DMA master, whose StreamID is 0x10
 DRIVER = "/sys/bus/pci/drivers/vfio-pci"
-
-
-@pytest.fixture(autouse=True)
-def iommu(viommu_guest):
-    viommu_guest.run("modprobe vfio_iommu_type1")
 
 
 def test_dma_reaches_what_is_mapped(viommu_guest, viommu_smmu):

@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
+from vfio_user.socket_path import is_live
 from viommu.control import ControlClient
 from viommu.lab.errors import LabError
 from viommu.lab.rundir import run_base
@@ -28,7 +29,7 @@ def call(console: Console, words: list[str], path: Path | None, *, as_json: bool
 
 def find() -> Path:
     """The control socket of the one server that runs in a directory of its own. Raises `LabError`."""
-    found = sorted(run_base().glob(f"run-*/{CONTROL_NAME}"))
+    found = sorted(path for path in run_base().glob(f"run-*/{CONTROL_NAME}") if is_live(path))
     if len(found) == 1:
         return found[0]
     if not found:

@@ -11,6 +11,7 @@ from rich.console import Console
 from vfio_user import LibraryError, SocketBusy, VfioUserError
 from viommu.cli.demo import ActFailed
 from viommu.control import ControlError
+from viommu.faults.plan import PlanError
 from viommu.lab.errors import GuestError, LabError, QemuTooOld
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -26,7 +27,7 @@ def explained(console: Console) -> Iterator[None]:
     with _orderly_end():
         try:
             yield
-        except (LabError, VfioUserError, ActFailed, ControlError, OSError) as error:
+        except (LabError, VfioUserError, ActFailed, ControlError, PlanError, OSError) as error:
             complain(console, _sentence(error))
             if isinstance(error, GuestError):
                 console.print(str(error.evidence), style="dim", highlight=False, markup=False)

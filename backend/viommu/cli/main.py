@@ -18,6 +18,7 @@ from rich.table import Table
 from viommu.cli.ctl import call
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
+from viommu.faults.plan import Plan
 from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
 from viommu.lab.errors import LabError, QemuExited, describe_exit
@@ -70,6 +71,9 @@ def serve(
     control: Annotated[
         Path | None, typer.Option(help="The control socket; else control.sock beside the others.")
     ] = None,
+    faults: Annotated[
+        Path | None, typer.Option(help="What goes wrong on purpose: a plan, a TOML file.")
+    ] = None,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -102,6 +106,8 @@ def serve(
         )
         if trace is not None:  # not before the sockets are ours: it may be the file of who has them
             stack.enter_context(_trace_file(tracer, trace))
+        if faults is not None:
+            server.faults.load(Plan.load(faults))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(signal.SIGUSR1, lambda *_: server.report())

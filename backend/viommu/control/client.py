@@ -34,6 +34,7 @@ class ControlClient:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             line = self._lines.readline()
         except OSError as error:
+            self.close()  # a late answer would be taken for that of the next call
             raise ControlLost(f"the control socket fails: {error}") from error
         if not line.endswith(b"\n"):
             raise ControlLost("the server closed the control socket")

@@ -53,12 +53,19 @@ class Methods:
             raise ValueError(f"there is a method {name!r} already")
         self._methods[name] = Checked(name, function)
 
-    def call(self, name: str, parameters: Mapping[str, Any]) -> Any:
-        """Call a method; returns its result as plain values. Raises `CallFailed`, and nothing else."""
+    def check(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Raises `CallFailed` if a method cannot be called so."""
+        self._prepare(name, parameters)
+
+    def _prepare(self, name: str, parameters: Mapping[str, Any]) -> tuple[Checked, dict[str, Any]]:
         method = self._methods.get(name)
         if method is None:
             raise CallFailed(ErrorCode.METHOD_NOT_FOUND, f"there is no method {name!r}")
-        arguments = method.arguments(parameters)
+        return method, method.arguments(parameters)
+
+    def call(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        """Call a method; returns its result as plain values. Raises `CallFailed`, and nothing else."""
+        method, arguments = self._prepare(name, parameters)
         try:
             return to_jsonable_python(method.function(**arguments))
         except CallFailed:

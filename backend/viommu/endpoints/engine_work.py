@@ -81,6 +81,7 @@ class EngineWork:
         """The frame as it was when the command was written."""
         self._port = port
         self._held: DmaStalled | None = None
+        self._transfer: Transfer | None = None  # that is in flight, and waits
         substream_id = privileged.substreamid
         self._substream_id = None if substream_id == NO_SUBSTREAM_ID else substream_id
         ats, pri = privileged.ats_enable, privileged.pri_enable
@@ -96,7 +97,9 @@ class EngineWork:
 
     @property
     def stalled(self) -> bool:
-        """The SMMU holds the transaction, and software has not answered yet: there is nothing to do."""
+        """The SMMU holds the transaction, and software has not answered yet; or it waits in flight: nothing to do."""
+        if self._transfer is not None:
+            return self._transfer.waiting
         return self._held is not None and self._held.waiting
 
     def step(self) -> bool:
@@ -152,10 +155,12 @@ class EngineWork:
         with (yield from self._begin(iova, size, write=False)) as transfer:
             data = self._buffer[: transfer.size]
             yield True
+            yield from self._released(transfer)
             try:
                 transfer.read_into(data)
             except DmaFault as fault:
                 return data[: fault.done], fault
+            yield from self._released(transfer)
             return data, None
 
     def _begin(self, iova: int, size: int, *, write: bool) -> Generator[bool, None, Transfer]:
@@ -183,7 +188,16 @@ class EngineWork:
             with (yield from self._begin(iova, len(data), write=True)) as transfer:
                 size = transfer.size
                 yield True
+                yield from self._released(transfer)
                 transfer.write_from(data[:size])
+                yield from self._released(transfer)
             iova, data = iova + size, data[size:]
             if data:
                 yield True
+
+    def _released(self, transfer: Transfer) -> Iterator[bool]:
+        """Wait, in flight, as long as somebody holds the transfer."""
+        while transfer.waiting:
+            self._transfer = transfer
+            yield True
+        self._transfer = None

@@ -17,6 +17,7 @@ from viommu.endpoints.ats import AtsRefused, AtsService
 from viommu.endpoints.base import ExtendedCapability
 from viommu.endpoints.host_path import HostPath
 from viommu.endpoints.pasid import PasidService
+from viommu.endpoints.points import BusMasterOff
 from viommu.memory import Buffer, BusError, GuestMemory
 from viommu.smmu import (
     Access,
@@ -28,7 +29,7 @@ from viommu.smmu import (
 )
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
-from viommu.trace import Event, Tracer
+from viommu.trace import Event, Skip, Tracer
 
 __all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "DmaStalled", "Transfer"]
 
@@ -137,6 +138,11 @@ class Transfer:
             raise ValueError("the transfer is done")
         return self._translation
 
+    @property
+    def waiting(self) -> bool:
+        """It has to wait, in flight, before its bytes move, or before it is done."""
+        return False
+
     def read_into(self, buffer: bytearray | memoryview) -> None:
         """Move the bytes from guest RAM to `buffer`, of at least `size` bytes. Raises `DmaFault`."""
         self._move(buffer, to_guest=False)
@@ -207,7 +213,7 @@ class DmaPort:
         """The function's PASID capability; without one every SubstreamID goes out."""
         self.host: HostPath | None = None
         """The way through the host SMMU, while a host domain concerns the stream."""
-        self._smmu = smmu
+        self.smmu = smmu
         self._in_flight = InFlight() if smmu is None else smmu.in_flight
         self._tracer = tracer if tracer is not None else Tracer()
 
@@ -237,7 +243,7 @@ class DmaPort:
     def issue(self, access: Access, iova: int, size: int, attributes: DmaAttributes) -> Transfer:
         """`begin` below the filters."""
         write, substream_id = access.write, access.substream_id
-        if not self.bus_master:
+        if not self.bus_master and not self._goes_out(access, iova, size):
             raise self._refused(iova, write, self.closed or "Bus Master is off")
         if self.pasid is not None and substream_id is not None:
             refusal = self.pasid.refusal(substream_id)
@@ -248,12 +254,12 @@ class DmaPort:
                 instruction=access.instruction and self.pasid.execute,
             )
         try:
-            if self._smmu is None:
+            if self.smmu is None:
                 translation = self._untranslated(access, iova, size)
             elif attributes.ats and self.ats is not None and self.ats.enabled:
-                translation = self._translated(self._smmu, self.ats, access, iova, size)
+                translation = self._translated(self.smmu, self.ats, access, iova, size)
             else:
-                translation = self._smmu.translate(access, iova, size)
+                translation = self.smmu.translate(access, iova, size)
         except AtsRefused as refused:
             if attributes.page_requests and refused.status is AtsStatus.SUCCESS:
                 self._ask_for_pages(access, iova, size)
@@ -282,6 +288,13 @@ class DmaPort:
             raise self._refused(
                 translation.iova, translation.access.write, f"host SMMU, {aborted}"
             ) from None
+
+    def _goes_out(self, access: Access, iova: int, size: int) -> bool:
+        """Although Bus Master is off, because a meddler wants it."""
+        if self.closed or self._tracer.meddler is None:
+            return False
+        point = BusMasterOff(access.stream_id, access.substream_id, iova, size, access.write)
+        return isinstance(self._tracer.meddler(point), Skip)
 
     def _translated(
         self, smmu: Smmu, ats: AtsService, access: Access, iova: int, size: int

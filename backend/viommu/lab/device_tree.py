@@ -7,6 +7,7 @@ other function has a larger 64-bit BAR.
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class SmmuTree:
 
 def tree_with_smmu(machine: Machine, smmu: Device, emulator: Qemu) -> SmmuTree:
     """The device tree that QEMU makes for `machine`, with the node of `smmu`; raises `LabError`."""
-    return add_smmu(dump(machine, emulator), smmu.slot)
+    ports = [device.slot for device in machine.devices if device.bus is not None]
+    return add_smmu(dump(machine, emulator), smmu.slot, ports)
 
 
 def dump(machine: Machine, emulator: Qemu) -> bytes:
@@ -64,9 +66,10 @@ def dump(machine: Machine, emulator: Qemu) -> bytes:
             raise LabError(f"QEMU writes no device tree of the machine: {error}") from error
 
 
-def add_smmu(blob: bytes, slot: int) -> SmmuTree:
+def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = ()) -> SmmuTree:
     """Add the node of an SMMU in `slot` of the root bus, and let it translate what all other slots do.
 
+    Not those of root ports: theirs are messages of QEMU's own, which nobody translates (what is behind them, it does).
     Raises `LabError` when the tree has no PCI host with a 64-bit window.
     """
     try:
@@ -76,8 +79,9 @@ def add_smmu(blob: bytes, slot: int) -> SmmuTree:
         host = _pci_host(tree)
         address = _window(bytes(tree.getprop(host, "ranges")))
         phandle = libfdt.fdt_get_max_phandle(tree.as_bytearray()) + 1
-        first = slot * _FUNCTIONS
-        others = [(_FUNCTIONS, first), (first + _FUNCTIONS, _REQUESTERS)]
+        gaps = sorted(each * _FUNCTIONS for each in (0, slot, *ports))
+        lows = [first + _FUNCTIONS for first in gaps]
+        others = zip(lows, [*gaps[1:], _REQUESTERS], strict=True)
         ranges = [(low, phandle, low, high - low) for low, high in others if low < high]
         tree.setprop(host, "iommu-map", b"".join(_cells(*each) for each in ranges))
         tree.setprop_u32(host, "iommu-map-mask", _REQUESTERS - 1)

@@ -28,6 +28,7 @@ class Rig:
         assets: Assets | None = None,
         trace: bool = False,
         seed: int = 0,
+        faults: Path | None = None,
         linux_driver: bool = False,
         **guest: Any,
     ) -> None:
@@ -37,7 +38,9 @@ class Rig:
         assets = assets or Assets.load()
         self._open = ExitStack()
         try:
-            self.serving = self._open.enter_context(Serving(machine, trace=trace, seed=seed))
+            self.serving = self._open.enter_context(
+                Serving(machine, trace=trace, seed=seed, faults=faults)
+            )
             if linux_driver:
                 self.smmu = LinuxSmmu.of(self.machine, assets.qemu_for(self.machine.arch))
                 tree = self.serving.directory / "machine.dtb"

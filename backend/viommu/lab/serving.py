@@ -30,10 +30,18 @@ class ServerFailed(LabError):
 class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
-    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens.
+    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens. `faults` is
+    the path of a plan.
     """
 
-    def __init__(self, machine: str | Path, *, trace: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        machine: str | Path,
+        *,
+        trace: bool = False,
+        seed: int = 0,
+        faults: Path | None = None,
+    ) -> None:
         self._directory = RunDirectory()
         self._open = ExitStack()
         self._trace = self._directory.path / "trace.jsonl" if trace else None
@@ -43,6 +51,8 @@ class Serving:
         argv += ["--ready-fd", str(writer)]
         if self._trace is not None:
             argv += ["--trace", str(self._trace)]
+        if faults is not None:
+            argv += ["--faults", str(faults)]
         try:
             self._process = BoundProcess(argv, pass_fds=(writer,))
         except BaseException:

@@ -114,6 +114,11 @@ class Layout:
         layout.value = int.from_bytes(data[: cls.size], "little")  # fits: nothing to check
         return layout
 
+    @classmethod
+    def mask(cls) -> int:
+        """The bits that belong to a field."""
+        return sum(field.mask << field.low for field in cls.fields.values())
+
     def to_bytes(self) -> bytes:
         """The `size` bytes that lie in memory."""
         return self.value.to_bytes(self.size, "little")

@@ -67,6 +67,14 @@ class Register(IntEnum):
     VATOS_PAR = VATOS_PAGE + 0xA18
 
 
+def register_name(offset: int) -> str:
+    """The register at `offset`, or the offset where there is none."""
+    try:
+        return Register(offset).name
+    except ValueError:
+        return hex(offset)
+
+
 WIDE_REGISTERS = frozenset(
     {
         Register.GERROR_IRQ_CFG0,

@@ -19,9 +19,10 @@ from viommu.smmu.event_queue import EventQueue
 from viommu.smmu.events import Aborted, TranslationCompleted
 from viommu.smmu.faults import Access, Fault, TransactionAborted, translation_fault
 from viommu.smmu.features import Features
+from viommu.smmu.points import COMPLETER_ABORT, AtsCompleting, AtsRequested
 from viommu.smmu.tlb import Entry
 from viommu.smmu.translation import MAX_RANGE, Translation, Translator
-from viommu.trace import Tracer
+from viommu.trace import Refuse, Replace, Tracer
 
 _TRANSLATES = (SteConfig.S1_TRANSLATE, SteConfig.S2_TRANSLATE, SteConfig.NESTED)
 _OUTPUT = (1 << 52) - (1 << 12)
@@ -86,6 +87,8 @@ class Ats:
     ) -> None:
         self.enabled = False
         """CR0.SMMUEN."""
+        self.failed = False
+        """Service failure mode."""
         self.checks = False
         """CR0.ATSCHK."""
         self.records_errors = False
@@ -114,9 +117,11 @@ class Ats:
             access = access._replace(privileged=False, instruction=False)
         access = access._replace(write=False)
         try:
-            completion = self._answer(access, iova, span, no_write)
+            completion = self._refused(access, iova) or self._answer(access, iova, span, no_write)
         except Fault as fault:
             completion = self._refuse(fault, access)
+        if self._tracer.meddler is not None and completion.size:
+            completion = self._meddled(completion, access, iova)
         if self._tracer:
             granted = (completion.read, completion.write, completion.execute)
             self._tracer.emit(
@@ -132,11 +137,37 @@ class Ats:
             )
         return completion
 
+    def _refused(self, access: Access, iova: int) -> TranslationCompletion | None:
+        """The failure that a meddler wants."""
+        if self._tracer.meddler is None:
+            return None
+        point = AtsRequested(access.stream_id, access.substream_id, iova)
+        match self._tracer.meddler(point):
+            case Refuse(code):
+                unsupported = code != COMPLETER_ABORT
+                status = AtsStatus.UNSUPPORTED_REQUEST if unsupported else AtsStatus.COMPLETER_ABORT
+                return TranslationCompletion(status)
+            case _:
+                return None
+
+    def _meddled(
+        self, completion: TranslationCompletion, access: Access, iova: int
+    ) -> TranslationCompletion:
+        assert self._tracer.meddler is not None
+        point = AtsCompleting(
+            access.stream_id, access.substream_id, iova, completion.size, completion.address
+        )
+        match self._tracer.meddler(point):
+            case Replace(value):
+                return completion._replace(address=int(value) & _OUTPUT & -completion.size)
+            case _:
+                return completion
+
     def _answer(
         self, access: Access, iova: int, span: int, no_write: bool
     ) -> TranslationCompletion:
         unsupported = TranslationCompletion(AtsStatus.UNSUPPORTED_REQUEST)
-        if not self._features.ats:
+        if not self._features.ats or self.failed:
             return unsupported
         if not self.enabled:
             self._disallowed(access, iova, span, no_write)
@@ -265,7 +296,7 @@ class Ats:
         return translation
 
     def _pass(self, access: Access, addresses: "array[int]") -> Translation:
-        if not self._features.ats:
+        if not self._features.ats or self.failed:
             raise Fault(None)
         if not self.enabled:
             raise _forbidden(access, addresses[0])

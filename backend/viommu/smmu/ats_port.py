@@ -8,8 +8,9 @@ from typing import NamedTuple, Protocol
 
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.events import AtcInvalidationGivenUp, AtcInvalidationSent
+from viommu.smmu.points import AtcInvalidating
 from viommu.smmu.pri_queue import PageResponse
-from viommu.trace import Tracer
+from viommu.trace import Again, Defer, Refuse, Skip, Tracer
 
 INVALIDATE_QUEUE_DEPTH = 32
 """How many Invalidate Requests a function takes before it answers one: PCIe tells them apart by so many tags."""
@@ -93,7 +94,33 @@ class AtsPort:
         invalidation = _Invalidation(stream_id)
         self._outstanding[id(invalidation)] = invalidation
         self._waiting.add(invalidation)
-        function.invalidate(request, lambda: self._complete(invalidation))
+        if self._tracer.meddler is None:
+            function.invalidate(request, lambda: self._complete(invalidation))
+        else:
+            self._invalidate_meddled(function, invalidation, request)
+
+    def _invalidate_meddled(
+        self, function: AtsFunction, invalidation: _Invalidation, request: InvalidateRequest
+    ) -> None:
+        def send() -> None:
+            function.invalidate(request, lambda: self._complete(invalidation))
+
+        assert self._tracer.meddler is not None
+        point = AtcInvalidating(
+            invalidation.stream_id, request.substream_id, request.address, request.size
+        )
+        match self._tracer.meddler(point):
+            case Skip():
+                self._complete(invalidation)
+            case Refuse():
+                pass
+            case Defer(hold):
+                hold.then(send)
+            case Again(count):
+                for _ in range(1 + count):
+                    send()
+            case _:
+                send()
 
     def _complete(self, invalidation: _Invalidation) -> None:
         if self._outstanding.pop(id(invalidation), None) is not None:

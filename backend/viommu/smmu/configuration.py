@@ -34,12 +34,15 @@ from viommu.smmu.context import (
 )
 from viommu.smmu.faults import Access, Fault, configuration_fault
 from viommu.smmu.features import Features
+from viommu.smmu.points import Structure, StructureRead
 from viommu.smmu.walk import Walker
+from viommu.trace import BusAbort, Replace, Tracer
 
 STE_SIZE = CD_SIZE = 64
 _CACHE_LIMIT = 4096  # STEs, and contexts: a bound on memory, not a property
 _NO_STAGE_1 = -1
 # Stands for a SubstreamID where no CD is used.
+_LEVEL_1 = (Structure.STE_LEVEL_1, Structure.CD_LEVEL_1)
 _AHEAD = 4
 # How many structures, an aligned group, are read where one is needed and the caches are hostile.
 
@@ -55,8 +58,11 @@ class Configuration:
     whose caching is hostile caches what is invalid too, and the neighbours of what it needs (3.21.3 allows either).
     """
 
-    def __init__(self, memory: GuestMemory, features: Features, walker: Walker) -> None:
+    def __init__(
+        self, memory: GuestMemory, features: Features, walker: Walker, tracer: Tracer
+    ) -> None:
         self._memory = memory
+        self._tracer = tracer
         self._features = features
         self._walker = walker
         self._hostile = features.caching == "hostile"
@@ -182,15 +188,44 @@ class Configuration:
             self._bad[access.stream_id, substream_id] = event
         return configuration_fault(event, access)
 
-    def _load(self, address: int, access: Access, event: EventType) -> bytes:
+    def _load(
+        self,
+        structure: Structure,
+        address: int,
+        access: Access,
+        event: EventType,
+        iova: int | None = None,
+    ) -> bytes:
+        """The bytes of a structure, or the fault `event` of its fetch."""
+        size = 8 if structure in _LEVEL_1 else STE_SIZE
         try:
-            return self._memory.read(address, STE_SIZE)
+            data = self._memory.read(address, size)
         except BusError:
             raise configuration_fault(event, access, address) from None
+        if self._tracer.meddler is None:
+            return data
+        point = StructureRead(
+            structure,
+            access.stream_id,
+            access.substream_id,
+            iova,
+            access.write,
+            address,
+            size,
+            int.from_bytes(data, "little"),
+        )
+        match self._tracer.meddler(point):
+            case BusAbort():
+                raise configuration_fault(event, access, address)
+            case Replace(value):
+                return int(value).to_bytes(size, "little")
+            case _:
+                return data
 
     def _fetch_ste(self, access: Access) -> StreamTableEntry:
         address = self._ste_address(access)
-        ste = StreamTableEntry.from_bytes(self._load(address, access, EventType.F_STE_FETCH))
+        data = self._load(Structure.STE, address, access, EventType.F_STE_FETCH)
+        ste = StreamTableEntry.from_bytes(data)
         if self.fetched:
             self.fetched("STE", access, address, ste)
         if not ste.valid or (ste.config in _WORKING and ste_illegal(ste, self._features)):
@@ -213,10 +248,8 @@ class Configuration:
         split = self.base_cfg.split if self.base_cfg.split in (6, 8, 10) else 6
         level_1 = _aligned(self.base.addr, max(64, 8 << max(0, size - split)))
         address = level_1 + (stream_id >> split) * 8
-        try:
-            entry = StreamTableLevel1(self._memory.load_u64(address))
-        except BusError:
-            raise configuration_fault(EventType.F_STE_FETCH, access, address) from None
+        data = self._load(Structure.STE_LEVEL_1, address, access, EventType.F_STE_FETCH)
+        entry = StreamTableLevel1.from_bytes(data)
         # Span 0 is invalid; a span of more than the split covers is treated like it (5.1).
         index = stream_id & (1 << split) - 1
         if not 1 <= entry.span <= split + 1 or index >> (entry.span - 1):
@@ -257,10 +290,10 @@ class Configuration:
             entry_place = self._physical(
                 table + (substream_id >> split) * 8, stage_2, access, address
             )
-            try:
-                entry = ContextTableLevel1(self._memory.load_u64(entry_place))
-            except BusError:
-                raise configuration_fault(EventType.F_CD_FETCH, access, entry_place) from None
+            data = self._load(
+                Structure.CD_LEVEL_1, entry_place, access, EventType.F_CD_FETCH, address
+            )
+            entry = ContextTableLevel1.from_bytes(data)
             # A pointer beyond the output addresses is as bad as none (3.4.3, as of SMMUv3.1).
             beyond = stage_2 is None and entry.l2_ptr >> self._features.output_address_bits
             if not entry.valid or beyond:
@@ -268,7 +301,8 @@ class Configuration:
             leaf = _aligned(entry.l2_ptr, CD_SIZE << split)
             place = leaf + (substream_id & (1 << split) - 1) * CD_SIZE
         place = self._physical(place, stage_2, access, address)
-        cd = ContextDescriptor.from_bytes(self._load(place, access, EventType.F_CD_FETCH))
+        data = self._load(Structure.CD, place, access, EventType.F_CD_FETCH, address)
+        cd = ContextDescriptor.from_bytes(data)
         if self.fetched:
             self.fetched("CD", access, place, cd)
         stage_1 = decode_stage_1(cd, ste, self._features, e2h=self.e2h)

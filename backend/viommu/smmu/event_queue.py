@@ -7,8 +7,9 @@ from viommu.layouts.registers import QUEUE_OVERFLOW, GlobalError
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.events import EventLost, EventRecorded
 from viommu.smmu.features import Features
+from viommu.smmu.points import RecordWritten
 from viommu.smmu.queues import Ring
-from viommu.trace import Tracer
+from viommu.trace import Again, Defer, Replace, Skip, Tracer
 
 
 class EventQueue:
@@ -26,6 +27,8 @@ class EventQueue:
     ) -> None:
         self.ring = Ring(EVENT_RECORD_SIZE, features.event_queue_log2)
         self.enabled = False
+        self.failed = False
+        """Service failure mode."""
         self._last = (-1, 0)  # the position behind the last record, and what it said
         self._memory = memory
         self._tracer = tracer
@@ -50,20 +53,41 @@ class EventQueue:
         said = _told_apart(record)
         if merge and not self.ring.empty and self._last == (self.ring.prod, said):
             return
-        if self._write(record):
+        if self._tracer.meddler is not None:
+            self._record_meddled(record)
+        elif self._write(record):
             self._last = self.ring.prod, said
+
+    def _record_meddled(self, record: EventRecord) -> None:
+        assert self._tracer.meddler is not None
+        point = RecordWritten("event", _name(record), record.stream_id, record.value)
+        match self._tracer.meddler(point):
+            case Skip():
+                pass
+            case Replace(value):
+                self._write(EventRecord(value))
+            case Again(count):
+                for _ in range(1 + count):
+                    self._write(record)
+            case Defer(hold):
+                hold.then(lambda: self._write(record))
+            case _:
+                self._write(record)
 
     @property
     def writable(self) -> bool:
         """A record finds room (7.2.1). Stalled transactions wait for this."""
         return (
             self.enabled
+            and not self.failed
             and not self.ring.full
             and not self._error_active(GlobalError.EVENTQ_ABT_ERR)
         )
 
     def _write(self, record: EventRecord) -> bool:
         ring = self.ring
+        if self.failed:
+            return self._lost(record, "service failure mode")
         if not self.enabled:
             return self._lost(record, "EVENTQEN is 0")
         if self._error_active(GlobalError.EVENTQ_ABT_ERR):

@@ -4,6 +4,20 @@ from typing import NamedTuple
 
 from viommu.layouts.records import EventRecord, EventType, FaultClass
 
+_OF_CONFIGURATION = frozenset(
+    {
+        EventType.C_BAD_STREAMID,
+        EventType.F_STE_FETCH,
+        EventType.C_BAD_STE,
+        EventType.F_STREAM_DISABLED,
+        EventType.C_BAD_SUBSTREAMID,
+        EventType.F_CD_FETCH,
+        EventType.C_BAD_CD,
+        EventType.F_CFG_CONFLICT,
+        EventType.F_VMS_FETCH,
+    }
+)
+
 
 class Access(NamedTuple):
     """What a transaction says of itself besides its address (3.3, 13.1)."""
@@ -97,6 +111,16 @@ def translation_fault(
             fetch_addr=ipa & (1 << 52) - (1 << 12) if ipa else fetch_addr & ~7,
         )
     )
+
+
+def fault_of(code: int | None, access: Access, address: int) -> Fault:
+    """The fault with the event type `code`, as if the SMMU had found it at the input address; None is silence."""
+    if code is None:
+        return Fault(None)
+    event = EventType(code)
+    if event in _OF_CONFIGURATION:
+        return configuration_fault(event, access)
+    return translation_fault(event, access, address)
 
 
 class TransactionStalled(Exception):

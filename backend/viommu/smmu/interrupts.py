@@ -6,7 +6,14 @@ from viommu.layouts.registers import PRIQ_LAST_ONLY, GlobalError, IrqCtrl, Regis
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.events import GlobalErrorRaised
 from viommu.smmu.features import Features
-from viommu.trace import Tracer
+from viommu.smmu.points import InterruptRaised
+from viommu.trace import Again, Defer, Skip, Tracer
+
+_CAUSES = {
+    int(Register.GERROR_IRQ_CFG0): "GERROR",
+    int(Register.EVENTQ_IRQ_CFG0): "EVENTQ",
+    int(Register.PRIQ_IRQ_CFG0): "PRIQ",
+}
 
 
 class Interrupts:
@@ -51,8 +58,23 @@ class Interrupts:
         return IrqCtrl(self._registers.get(Register.IRQ_CTRL, 0))
 
     def pulse(self) -> None:
-        """The wired interrupt."""
-        self._pulse()
+        """The wired interrupt of a CMD_SYNC."""
+        self._raise("CMD_SYNC", self._pulse)
+
+    def _raise(self, cause: str, send: Callable[[], object]) -> None:
+        if self._tracer.meddler is None:
+            send()
+            return
+        match self._tracer.meddler(InterruptRaised(cause)):
+            case Skip():
+                pass
+            case Again(count):
+                for _ in range(1 + count):
+                    send()
+            case Defer(hold):
+                hold.then(send)
+            case _:
+                send()
 
     def of_event(self) -> None:
         """A record was written to the event queue."""
@@ -66,6 +88,9 @@ class Interrupts:
             self._signal(Register.PRIQ_IRQ_CFG0, GlobalError.MSI_PRIQ_ABT_ERR)
 
     def _signal(self, cfg0: int, on_abort: GlobalError) -> None:
+        self._raise(_CAUSES[cfg0], lambda: self._send(cfg0, on_abort))
+
+    def _send(self, cfg0: int, on_abort: GlobalError) -> None:
         """The MSI that is configured at `cfg0`, or else the wired interrupt."""
         address = self._registers.get(cfg0, 0)
         if not address or not self._features.msi:

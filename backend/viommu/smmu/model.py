@@ -20,6 +20,7 @@ from viommu.layouts.registers import (
     Register,
     StrtabBase,
     StrtabBaseCfg,
+    register_name,
 )
 from viommu.memory import GuestMemory
 from viommu.smmu.atos import ATOS_REGISTERS, Atos
@@ -44,7 +45,7 @@ from viommu.trace import Tracer
 
 _WORD = 0xFFFF_FFFF
 _DOORBELL = int(Register.CMDQ_PROD)
-_ERRORS = int(GlobalError.CMDQ_ERR | GlobalError.EVENTQ_ABT_ERR)
+_ERRORS = int(GlobalError.CMDQ_ERR | GlobalError.EVENTQ_ABT_ERR | GlobalError.SFM_ERR)
 _ERRORS_MSI = int(
     GlobalError.MSI_CMDQ_ABT_ERR | GlobalError.MSI_EVENTQ_ABT_ERR | GlobalError.MSI_GERROR_ABT_ERR
 )
@@ -63,10 +64,6 @@ _ALIASED = (0xA8, 0xAC, 0xC8, 0xCC)
 _GBPA = Gbpa(memattr=15, mtcfg=True, alloccfg=15, shcfg=3, abort=True).value
 _GBPA_PERMISSIONS = Gbpa(privcfg=3, instcfg=3).value
 _GBPA_RESET = Gbpa(shcfg=1).value
-
-
-def _field_mask(layout: type[Layout]) -> int:
-    return sum(field.mask << field.low for field in layout.fields.values())
 
 
 class Smmu:
@@ -97,10 +94,11 @@ class Smmu:
         walker = Walker(
             memory,
             self.tlb,
+            tracer,
             wide=features.output_address_bits == 52,
             execute_never_2=features.stage_2_execute,
         )
-        self.configuration = Configuration(memory, features, walker)
+        self.configuration = Configuration(memory, features, walker, tracer)
         self.interrupt = interrupt
         self._registers: dict[int, int] = {}
         self._interrupts = Interrupts(
@@ -114,7 +112,7 @@ class Smmu:
             error_active=self._interrupts.error_active,
             interrupt=self._interrupts.of_event,
         )
-        translator = Translator(memory, self.configuration, self.tlb, walker, features)
+        translator = Translator(memory, self.configuration, self.tlb, walker, features, tracer)
         self.transactions = Transactions(
             self.configuration,
             translator,
@@ -188,7 +186,8 @@ class Smmu:
         self.page_requests.reset()
         self.atos.reset()
         self.stalls.terminate_all()
-        self.transactions.enabled = self.transactions.global_abort = False
+        self.transactions.reset()
+        self._set_failed(False)
         self.ats.enabled = self.ats.checks = False
         self.ats.records_errors = self.ats.records_bad_stream = False
         self._draining = self._drain_again = False
@@ -210,7 +209,7 @@ class Smmu:
             if size == 8:
                 value |= self._read_word(offset + 4) << 32
         if self.tracer:
-            self.tracer.emit(RegisterAccess(_register_name(offset), False, size, value))
+            self.tracer.emit(RegisterAccess(register_name(offset), False, size, value))
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
@@ -219,7 +218,7 @@ class Smmu:
         What is no aligned access of 32 or 64 bits is ignored (6.2: a choice).
         """
         if self.tracer:
-            self.tracer.emit(RegisterAccess(_register_name(offset), True, size, value))
+            self.tracer.emit(RegisterAccess(register_name(offset), True, size, value))
         if offset == _DOORBELL and size == 4:  # what drivers write most often ends here
             self.commands.ring.prod = value & 0xF_FFFF
             self.commands.step()
@@ -315,7 +314,7 @@ class Smmu:
             case Register.STRTAB_BASE if not cr0:
                 self.configuration.base = StrtabBase(value & self._stored(StrtabBase))
             case Register.STRTAB_BASE_CFG if not cr0:
-                self.configuration.base_cfg = StrtabBaseCfg(value & _field_mask(StrtabBaseCfg))
+                self.configuration.base_cfg = StrtabBaseCfg(value & StrtabBaseCfg.mask())
             case Register.CMDQ_BASE if not self.commands.active:
                 self.commands.ring.base = QueueBase(value & self._stored(QueueBase))
             case Register.CMDQ_PROD:
@@ -348,7 +347,7 @@ class Smmu:
     def _stored(self, layout: type[Layout]) -> int:
         """The writable bits of a 64-bit register: of an address, none above the OAS (3.4.3)."""
         above = (1 << 52) - (1 << self.features.output_address_bits)
-        return _field_mask(layout) & ~above
+        return layout.mask() & ~above
 
     def _requested(self, mask: int) -> int:
         """Bits of CR0 or of its acknowledgement: either one guards a register."""
@@ -438,17 +437,32 @@ class Smmu:
         if self.events.writable and not self.stalls.full:
             self.stalls.admit()
 
+    def raise_error(self, error: GlobalError) -> None:
+        """Make a bit of GERROR active, as if what it stands for had happened."""
+        self._interrupts.raise_error(error)
+
+    def enter_service_failure(self) -> None:
+        """Service failure mode (12.3): until a reset nothing is translated, consumed or recorded."""
+        self._set_failed(True)
+        self.raise_error(GlobalError.SFM_ERR)
+
+    def _set_failed(self, failed: bool) -> None:
+        for part in (self.transactions, self.commands, self.events, self.ats):
+            part.failed = failed
+
     # Work
 
     @property
     def busy(self) -> bool:
         """`step` has something to do."""
-        return self.commands.busy
+        return self.commands.busy or self.transactions.has_hints
 
     def step(self) -> bool:
-        """Consume some commands; True when more can be consumed."""
+        """Consume some commands, or else follow one prefetch; True when there is more to do."""
+        if not self.commands.busy and self.transactions.has_hints:
+            self.transactions.follow_hint()
         self.commands.step()
-        return self.commands.busy
+        return self.busy
 
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """See `Transactions.translate`."""
@@ -484,10 +498,3 @@ class Smmu:
     def retire(self, translation: Translation) -> None:
         """The transaction is done: its bytes moved, or it was given up."""
         self.in_flight.retire(translation)
-
-
-def _register_name(offset: int) -> str:
-    try:
-        return Register(offset).name
-    except ValueError:
-        return hex(offset)

@@ -15,8 +15,9 @@ from viommu.smmu.configuration import Configuration
 from viommu.smmu.events import PageRequested, PageResponded
 from viommu.smmu.faults import Access, Fault
 from viommu.smmu.features import Features
+from viommu.smmu.points import PageResponding, RecordWritten
 from viommu.smmu.queues import Ring
-from viommu.trace import Tracer
+from viommu.trace import Again, Defer, Replace, Skip, Tracer
 
 
 class ResponseCode(IntEnum):
@@ -127,6 +128,37 @@ class PageRequestQueue:
             )
 
     def _receive(self, request: PageRequest) -> str:
+        record = PageRequestRecord(
+            stream_id=request.stream_id,
+            substream_id=request.substream_id or 0,
+            ssv=request.substream_id is not None,
+            privileged=request.privileged,
+            execute=request.execute,
+            read=request.read,
+            write=request.write,
+            last=request.last,
+            prg_index=request.prg_index,
+            address=request.address & -(1 << 12),
+        )
+        if self._tracer.meddler is None:
+            return self._enqueue(request, record)
+        point = RecordWritten("pri", "PAGE_REQUEST", request.stream_id, record.value)
+        match self._tracer.meddler(point):
+            case Skip():
+                return "dropped"
+            case Replace(value):
+                return self._enqueue(request, PageRequestRecord(value))
+            case Again(count):
+                for _ in range(count):
+                    self._enqueue(request, record)
+                return self._enqueue(request, record)
+            case Defer(hold):
+                hold.then(lambda: self._enqueue(request, record))
+                return "deferred"
+            case _:
+                return self._enqueue(request, record)
+
+    def _enqueue(self, request: PageRequest, record: PageRequestRecord) -> str:
         if not self.enabled:
             self._fail(request)
             return "PRIQEN is 0"
@@ -140,18 +172,6 @@ class PageRequestQueue:
                 ring.prod ^= QUEUE_OVERFLOW
             self._overflow(request)
             return "the queue overflowed"
-        record = PageRequestRecord(
-            stream_id=request.stream_id,
-            substream_id=request.substream_id or 0,
-            ssv=request.substream_id is not None,
-            privileged=request.privileged,
-            execute=request.execute,
-            read=request.read,
-            write=request.write,
-            last=request.last,
-            prg_index=request.prg_index,
-            address=request.address & -(1 << 12),
-        )
         try:
             self._memory.write(ring.address(ring.prod), record.to_bytes())
         except BusError:
@@ -190,6 +210,27 @@ class PageRequestQueue:
 
     def send(self, stream_id: int, response: PageResponse) -> None:
         """Send a response."""
+        if self._tracer.meddler is None:
+            self._send(stream_id, response)
+            return
+        point = PageResponding(stream_id, response.substream_id, response.prg_index, response.code)
+        match self._tracer.meddler(point):
+            case Skip():
+                pass
+            case Replace(value):
+                # What is no code is a failure (PCIe, 10.4.2.2).
+                known = value in list(ResponseCode)
+                code = ResponseCode(value) if known else ResponseCode.RESPONSE_FAILURE
+                self._send(stream_id, response._replace(code=code))
+            case Again(count):
+                for _ in range(1 + count):
+                    self._send(stream_id, response)
+            case Defer(hold):
+                hold.then(lambda: self._send(stream_id, response))
+            case _:
+                self._send(stream_id, response)
+
+    def _send(self, stream_id: int, response: PageResponse) -> None:
         if self._tracer:
             self._tracer.emit(
                 PageResponded(

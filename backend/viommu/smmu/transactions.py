@@ -1,7 +1,9 @@
 """The SMMU as client devices see it: a transaction is translated, aborted or stalled (IHI 0070, 3.3 and 3.12)."""
 
 from array import array
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from viommu.layouts.commands import Opcode, StreamCommand
@@ -10,10 +12,13 @@ from viommu.smmu.barrier import InFlight
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.event_queue import EventQueue
 from viommu.smmu.events import Aborted, StructureFetched, TransactionHeld, Translated
-from viommu.smmu.faults import Access, Fault, TransactionAborted, TransactionStalled
+from viommu.smmu.faults import Access, Fault, TransactionAborted, TransactionStalled, fault_of
+from viommu.smmu.points import TransactionArrived
 from viommu.smmu.stall import StallTable
 from viommu.smmu.translation import Translation, Translator
-from viommu.trace import Tracer
+from viommu.trace import Refuse, Replace, Tracer
+
+_MOST_HINTS = 64
 
 
 class Transactions:
@@ -32,6 +37,9 @@ class Transactions:
     ) -> None:
         self.enabled = False
         self.global_abort = False
+        self.failed = False
+        """Service failure mode: nothing goes through (12.3)."""
+        self._hints: deque[StreamCommand] = deque()
         self._configuration = configuration
         self._translator = translator
         self._events = events
@@ -39,6 +47,11 @@ class Transactions:
         self._stalls = stalls
         self._tracer = tracer
         self._records_bad_stream = records_bad_stream
+
+    def reset(self) -> None:
+        """As after reset: everything passes by."""
+        self.enabled = self.global_abort = False
+        self._hints.clear()
 
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """Translate `size` bytes from `iova`, or as many as go through before the first fault.
@@ -111,6 +124,10 @@ class Transactions:
         raise TransactionStalled(stalled)
 
     def _route(self, access: Access, iova: int, size: int) -> Translation:
+        if self._tracer.meddler is not None:
+            iova = self._meddled(access, iova, size)
+        if self.failed:
+            raise Fault(None)
         if self.enabled:
             self._configuration.fetched = self._fetched if self._tracer else None
             return self._translator.translate(access, iova, size)
@@ -120,6 +137,18 @@ class Transactions:
             return self._translator.bypass(access, iova, size)
         except Fault:
             raise Fault(None) from None  # no event while SMMUEN is 0 (7.2)
+
+    def _meddled(self, access: Access, iova: int, size: int) -> int:
+        """The input address that a meddler wants. Raises the `Fault` that it wants."""
+        assert self._tracer.meddler is not None
+        point = TransactionArrived(access.stream_id, access.substream_id, iova, size, access.write)
+        match self._tracer.meddler(point):
+            case Refuse(code):
+                raise fault_of(code, access, iova)
+            case Replace(value):
+                return int(value)
+            case _:
+                return iova
 
     def _route_ranges(self, access: Access, ranges: "array[int]") -> Translation:
         if self.enabled:
@@ -140,16 +169,25 @@ class Transactions:
         )
 
     def prefetch(self, command: StreamCommand) -> None:
-        """Fill the caches; a fault on the way is nobody's business (4.2)."""
+        """A hint (4.2): the caches are filled when there is nothing else to do, or not at all if there are too many."""
+        if len(self._hints) < _MOST_HINTS:
+            self._hints.append(command)
+
+    @property
+    def has_hints(self) -> bool:
+        """`follow_hint` has something to do."""
+        return bool(self._hints)
+
+    def follow_hint(self) -> None:
+        """Fill the caches as the oldest hint says; a fault on the way is nobody's business."""
+        command = self._hints.popleft()
         substream_id = command.substream_id if command.ssv else None
         access = Access(command.stream_id, substream_id, privileged=True)
         if not self.enabled:
             return
         address = command.value >> 64 & ~0xFFF
-        try:
+        with suppress(Fault):
             if command.opcode == Opcode.CMD_PREFETCH_ADDR:
                 self._translator.translate(access, address, 1)
             else:
                 self._configuration.lookup(access, 0)
-        except Fault:
-            pass

@@ -10,8 +10,10 @@ from viommu.smmu.configuration import Configuration
 from viommu.smmu.context import Stage2, StreamContext, as_configured
 from viommu.smmu.faults import Access, Fault, translation_fault
 from viommu.smmu.features import Features
+from viommu.smmu.points import TlbFill, TlbLookup
 from viommu.smmu.tlb import CLEAN, FLAGS, OUTPUT, Entry, Tlb
 from viommu.smmu.walk import Leaf, Walker, needed_flags, select_base
+from viommu.trace import Replace, Skip, Tracer
 
 MAX_RANGE = 1 << 21
 """The most bytes that one translation covers."""
@@ -36,8 +38,10 @@ class Translator:
         tlb: Tlb,
         walker: Walker,
         features: Features,
+        tracer: Tracer,
     ) -> None:
         self._memory = memory
+        self._tracer = tracer
         self._configuration = configuration
         self._tlb = tlb
         self._walker = walker
@@ -133,7 +137,8 @@ class Translator:
             # Stage 1 is bypassed, by what is too large to be an IPA (3.4).
             raise translation_fault(EventType.F_ADDR_SIZE, access, address)
         need = needed_flags(access)
-        for tag in context.tags:
+        known = self._tracer.meddler is None or self._may_look(access, address)
+        for tag in context.tags if known else ():
             found = self._tlb.row(tag, address)
             if found is not None:
                 shift, row = found
@@ -159,13 +164,41 @@ class Translator:
             leaf = self._walker.stage_1(stage_1, context.stage_2, base, access, address)
             if context.stage_2 is not None:
                 leaf = self._through_stage_2(context.stage_2, leaf, access, address)
-        covered = self._keep(context, leaf, need, address, size, runs)
+        if self._tracer.meddler is not None:
+            kept = self._meddled(leaf, access, address)
+            if kept is None:
+                covered = _use(leaf.entry, need, address, size, runs)
+            else:
+                leaf = kept
+                covered = self._keep(context, leaf, need, address, size, runs)
+        else:
+            covered = self._keep(context, leaf, need, address, size, runs)
         if not covered:
             raise translation_fault(
                 EventType.F_PERMISSION, access, address, stage_2=stage_1 is None,
                 ipa=address if stage_1 is None else 0,
             )  # fmt: skip
         return covered
+
+    def _may_look(self, access: Access, address: int) -> bool:
+        assert self._tracer.meddler is not None
+        point = TlbLookup(access.stream_id, access.substream_id, address, access.write)
+        return not isinstance(self._tracer.meddler(point), Skip)
+
+    def _meddled(self, leaf: Leaf, access: Access, address: int) -> Leaf | None:
+        """What shall be kept in place of `leaf`; None is nothing. Neighbours are kept as long as nobody objects."""
+        assert self._tracer.meddler is not None
+        shift, slot = leaf.entry
+        output = slot & OUTPUT & -(1 << shift)
+        point = TlbFill(access.stream_id, access.substream_id, address, access.write, shift, output)
+        match self._tracer.meddler(point):
+            case Skip():
+                return None
+            case Replace(value):
+                slot = int(value) & OUTPUT & -(1 << shift) | slot & FLAGS
+                return leaf._replace(entry=Entry(shift, slot), mask=0)
+            case _:
+                return leaf
 
     def _refuse(self, context: StreamContext, slot: int, access: Access, address: int) -> None:
         """Raise the permission fault of a cached entry, if the entry alone can tell that it is one."""

@@ -6,6 +6,7 @@ from viommu.layouts.records import EventType, FaultClass
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.context import Stage1, Stage2, TableBase
 from viommu.smmu.faults import Access, Fault, translation_fault
+from viommu.smmu.points import Structure, StructureRead
 from viommu.smmu.tlb import (
     CLEAN,
     DEVICE,
@@ -20,6 +21,7 @@ from viommu.smmu.tlb import (
     Entry,
     Tlb,
 )
+from viommu.trace import BusAbort, Replace, Tracer
 
 # Descriptor bits (D8.3). Masks, not layouts: this is the inner loop of an uncached translation.
 _VALID = 1 << 0
@@ -90,10 +92,19 @@ def needed_flags(access: Access) -> int:
 class Walker:
     """Walks tables in guest memory. Stage 2 translations go through the TLB, since nested walks repeat them."""
 
-    def __init__(self, memory: GuestMemory, tlb: Tlb, *, wide: bool, execute_never_2: bool) -> None:
+    def __init__(
+        self,
+        memory: GuestMemory,
+        tlb: Tlb,
+        tracer: Tracer,
+        *,
+        wide: bool,
+        execute_never_2: bool,
+    ) -> None:
         """`wide` is for 52-bit addresses; `execute_never_2` for the two XN bits of stage 2 (IDR3.XNX)."""
         self._memory = memory
         self._tlb = tlb
+        self._tracer = tracer
         self._wide = wide
         self._execute_never_2 = execute_never_2
 
@@ -129,7 +140,7 @@ class Walker:
             if below is not None:
                 entry = self.ipa_to_pa(below, entry, access, address, FaultClass.TTD)
             descriptor = self._load(
-                entry, access, address, stage_2=False, fault_class=FaultClass.TTD
+                entry, access, address, level, stage_2=False, fault_class=FaultClass.TTD
             )
             if not self._is_valid(descriptor, granule, level, shift):
                 raise translation_fault(EventType.F_TRANSLATION, access, address)
@@ -218,7 +229,9 @@ class Walker:
         index = ipa >> shift
         while True:
             entry = table + index * 8
-            descriptor = self._load(entry, access, address, stage_2=True, fault_class=fault_class)
+            descriptor = self._load(
+                entry, access, address, level, stage_2=True, fault_class=fault_class
+            )
             if not self._is_valid(descriptor, granule, level, shift):
                 raise fault(EventType.F_TRANSLATION)
             output = self._output(descriptor, granule)
@@ -301,14 +314,54 @@ class Walker:
     # Both
 
     def _load(
-        self, entry: int, access: Access, address: int, *, stage_2: bool, fault_class: FaultClass
+        self,
+        entry: int,
+        access: Access,
+        address: int,
+        level: int,
+        *,
+        stage_2: bool,
+        fault_class: FaultClass,
     ) -> int:
         try:
-            return self._memory.load_u64(entry)
+            descriptor = self._memory.load_u64(entry)
+            if self._tracer.meddler is not None:
+                return self._meddled(entry, access, address, level, stage_2, descriptor)
+            return descriptor
         except BusError:
             raise translation_fault(
                 EventType.F_WALK_EABT, access, address, fault_class, entry, stage_2=stage_2
             ) from None
+
+    def _meddled(
+        self,
+        entry: int,
+        access: Access,
+        address: int,
+        level: int,
+        stage_2: bool,
+        descriptor: int,
+    ) -> int:
+        assert self._tracer.meddler is not None
+        point = StructureRead(
+            Structure.DESCRIPTOR,
+            access.stream_id,
+            access.substream_id,
+            address,
+            access.write,
+            entry,
+            8,
+            descriptor,
+            level,
+            2 if stage_2 else 1,
+        )
+        match self._tracer.meddler(point):
+            case BusAbort():
+                raise BusError(entry, 8)
+            case Replace(value):
+                return int(value)
+            case _:
+                return descriptor
 
     def _is_valid(self, descriptor: int, granule: int, level: int, shift: int) -> bool:
         """Neither invalid nor reserved: level 3 has pages only, and blocks exist on some levels (D8.3.1)."""

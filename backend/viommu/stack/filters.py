@@ -13,6 +13,10 @@ class Abort(Exception):
     """Raised by a filter at any point but the last: the device sees an abort, for the reason given."""
 
 
+class Diverted(Exception):
+    """Raised by a filter that sees the bytes of a write: it has taken care of them, and they move no further."""
+
+
 class Outcome(Enum):
     """How a transaction ended."""
 
@@ -57,6 +61,13 @@ class Filter:
 
     def data(self, request: Request, data: memoryview) -> None:
         """The bytes of a write before they reach memory, or those of a read after they left it; may be changed."""
+
+    def moved(self, request: Request) -> None:
+        """Its bytes have moved, as far as the device knows."""
+
+    def holds(self, request: Request) -> bool:  # noqa: ARG002
+        """Whether it has to wait, in flight: after its translation, or after its bytes moved."""
+        return False
 
     def completed(self, request: Request, outcome: Outcome) -> None:
         """It is over."""

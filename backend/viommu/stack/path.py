@@ -13,7 +13,7 @@ from viommu.endpoints.port import (
 )
 from viommu.memory import Buffer
 from viommu.smmu import Access, Translation
-from viommu.stack.filters import Abort, FilterDevice, Outcome, Request
+from viommu.stack.filters import Abort, Diverted, FilterDevice, Outcome, Request
 from viommu.trace import Tracer
 
 _ADDRESSES = (1 << 64) - 1
@@ -78,6 +78,16 @@ class Passage:
         for device in self._devices if write else reversed(self._devices):
             device.filter.data(self.request, data)
 
+    def moved(self) -> None:
+        """Tell the filters."""
+        for device in reversed(self._devices):
+            device.filter.moved(self.request)
+
+    @property
+    def waiting(self) -> bool:
+        """A filter holds it."""
+        return any(device.filter.holds(self.request) for device in self._devices)
+
     def over(self, outcome: Outcome) -> None:
         """Tell the filters, and let go of them. Being over twice does nothing."""
         while self._passed:
@@ -132,16 +142,28 @@ class FilteredTransfer(Transfer):
         with self._passage.seen_from_above():
             self._transfer.read_into(buffer)
             self._passage.data(memoryview(buffer)[: self.size])
-        self._outcome = Outcome.MOVED
+        self._moved()
 
     def write_from(self, buffer: Buffer) -> None:
         """Move the first `size` bytes of `buffer` past the filters to guest RAM. Raises `DmaFault`."""
         self._outcome = Outcome.ABORTED
         with self._passage.seen_from_above():
             data = memoryview(bytearray(memoryview(buffer)[: self.size]))
-            self._passage.data(data)
-            self._transfer.write_from(data)
+            try:
+                self._passage.data(data)
+                self._transfer.write_from(data)
+            except Diverted:
+                pass
+        self._moved()
+
+    def _moved(self) -> None:
         self._outcome = Outcome.MOVED
+        self._passage.moved()
+
+    @property
+    def waiting(self) -> bool:
+        """It has to wait, in flight."""
+        return self._passage.waiting
 
     def done(self) -> None:
         """End the transaction. Ending it twice does nothing."""

@@ -1,0 +1,72 @@
+"""Plans: what they accept, and what they say of what they do not."""
+
+from pathlib import Path
+
+import pytest
+
+from viommu.faults.plan import Plan, PlanError
+
+GOOD = """
+seed = 7
+
+[[fault]]
+at = "command-fetched"
+when = { opcode = "CMD_TLBI_NH_ASID", nth = 2 }
+do = "skip"
+
+[[fault]]
+name = "late"
+at = "sync-completing"
+do = { action = "hold", ms = 50 }
+
+[[effect]]
+on = { event = "CommandConsumed", opcode = "CMD_CFGI_STE" }
+call = "smmu.service_failure"
+"""
+
+
+def test_a_plan_knows_the_line_of_each_rule(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(GOOD)
+    plan = Plan.load(path)
+    assert (plan.seed, plan.fault_lines, plan.effect_lines) == (7, (4, 9), (14,))
+    assert [rule.do.action for rule in plan.fault] == ["skip", "hold"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (
+            'at = "nowhere"\ndo = "skip"',
+            "line 2: at: 'nowhere' is no point, allowed: dma-requested",
+        ),
+        (
+            'at = "tlb-fill"\nwhen = { colour = 1 }\ndo = "skip"',
+            "when.colour: tlb-fill has no such",
+        ),
+        ('at = "tlb-lookup"\ndo = "hold"', "do: tlb-lookup cannot 'hold', allowed: skip"),
+        ('at = "tlb-lookup"\ndo = "explode"', "line 2: do: "),
+        (
+            'at = "transaction-arrived"\ndo = { action = "abort", code = "F_NONE" }',
+            "code: 'F_NONE' is unknown, allowed: F_UUT",
+        ),
+        ('at = "tlb-lookup"\nwhen = { nth = 0 }\ndo = "skip"', "line 2: when.nth"),
+        ('at = "tlb-lookup"', "line 2: do: Field required"),
+        ('at = "tlb-lookup"\ndo = "skip"\nwhy = 1', "line 2: why: "),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(rule: str, message: str) -> None:
+    with pytest.raises(PlanError) as error:
+        Plan.parse(f"\n[[fault]]\n{rule}\n", "plan.toml")
+    assert message in str(error.value)
+    assert str(error.value).startswith("plan.toml, line 2: ")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_toml_or_no_file(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"not TOML: .*line 1"):
+        Plan.parse("[[fault]", "plan.toml")
+    with pytest.raises(PlanError, match="cannot be read: No such file"):
+        Plan.load(tmp_path / "none.toml")
+    with pytest.raises(PlanError, match="faults: "):
+        Plan.parse("faults = []", "plan.toml")
