@@ -56,12 +56,13 @@ class Lab:
         booted = self._get(options)
         if not any(each.booted is booted for each in self._watched):
             start = len(booted.rig.serving.output())
-            self._watch(Watched(booted.rig.guest, booted, _length(booted.rig.guest), start))
+            guest = booted.rig.guest
+            self._watched.append(Watched(guest, booted, len(guest.console_log()), start))
         return booted.rig
 
     def watch(self, guest: Guest) -> None:
         """Attach the console of a guest of the test's own to its report. What it does fails nothing."""
-        self._watch(Watched(guest, None, _length(guest), 0))
+        self._watched.append(Watched(guest, None, len(guest.console_log()), 0))
 
     def allow(self, *patterns: str) -> None:
         """What may happen from now on, by regular expressions; as the marker `viommu_allow`."""
@@ -74,7 +75,7 @@ class Lab:
             with viommu_lab.expect("F_TRANSLATION"):
                 viommu_guest.check("./dma-to-nowhere")
 
-        The list is filled, at the end of the block, with all that matched.
+        The list is filled, at the end of the block, with all that matched, each line once.
         """
         found: list[str] = []
         self._ask()
@@ -129,14 +130,6 @@ class Lab:
             if (path := each.booted.rig.serving.trace_path) is not None:
                 yield f"{each.guest.machine.arch} guest: trace", path
 
-    def booted(self, rig: Rig) -> Booted:
-        """What `rig()` made it of."""
-        (found,) = [each.booted for each in self._watched if each.booted and each.booted.rig is rig]
-        return found
-
-    def _watch(self, watched: Watched) -> None:
-        self._watched.append(watched)
-
     def _ask(self) -> None:
         for each in self._watched:
             if each.booted is None:
@@ -187,7 +180,3 @@ class Faults:
         """The rules of the plan: where they are, what they do, how often they did."""
         found: list[dict[str, Any]] = self._control.call("faults.list")
         return found
-
-
-def _length(guest: Guest) -> int:
-    return len(guest.console_log())
