@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from viommu.lab.config import Device
     from viommu.lab.guest import Guest
     from viommu.lab.rig import Rig
-    from viommu.pytest_plugin.lab import Faults, Lab, Smmu
+    from viommu.pytest_plugin.lab import Lab
     from viommu.pytest_plugin.pool import Pool
+    from viommu.pytest_plugin.views import Account, Faults, Smmu
 
 _POOL = pytest.StashKey["Pool"]()
 _GUEST = pytest.StashKey[GuestOptions]()
@@ -56,11 +57,14 @@ def viommu_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
     marked: dict[str, Any] = {}
     for marker in reversed(list(item.iter_markers("viommu"))):
         marked |= marker.kwargs
+    if "viommu_ledger" in request.fixturenames:
+        marked["ledger"] = True
     dirty = marked.pop("dirty", False)
     allowed = [pattern for marker in item.iter_markers("viommu_allow") for pattern in marker.args]
     pool = _pool(request.config)
     lab = Lab(lambda options: pool.get(changed(base, marked | options, item.path.parent)), allowed)
-    lab.dirty = dirty
+    if dirty:
+        lab.soil()
     item.stash[_LAB] = lab
     yield lab
     lab.leave()
@@ -87,7 +91,7 @@ def viommu_endpoints(viommu_rig: "Rig") -> "Sequence[Device]":
 @pytest.fixture
 def viommu_smmu(viommu_rig: "Rig") -> "Iterator[Smmu]":
     """The SMMU of `viommu_rig`: what it does from here on."""
-    from viommu.pytest_plugin.lab import Smmu
+    from viommu.pytest_plugin.views import Smmu
 
     (device,) = [device for device in viommu_rig.machine.devices if device.model == "smmuv3"]
     with viommu_rig.serving.trace() as trace:
@@ -101,11 +105,20 @@ def viommu_control(viommu_rig: "Rig") -> "ControlClient":
 
 
 @pytest.fixture
+def viommu_ledger(viommu_rig: "Rig") -> "Iterator[Account]":
+    """What the ledger says of the detaches in `viommu_rig`, from here on."""
+    from viommu.pytest_plugin.views import Account
+
+    with Account(viommu_rig.serving.trace()) as account:
+        yield account
+
+
+@pytest.fixture
 def viommu_faults(viommu_lab: "Lab", viommu_control: "ControlClient") -> "Iterator[Faults]":
     """Plans of what goes wrong on purpose in `viommu_rig`, until the test ends."""
-    from viommu.pytest_plugin.lab import Faults
+    from viommu.pytest_plugin.views import Faults
 
-    yield Faults(viommu_lab, viommu_control)
+    yield Faults(viommu_control, viommu_lab.soil)
     viommu_control.call("faults.clear")
 
 

@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-from viommu.control import ControlClient
-from viommu.lab.config import Device
 from viommu.lab.guest import Guest
 from viommu.lab.rig import Rig
 from viommu.pytest_plugin.pool import Booted
-from viommu.trace_file import TraceReader
+from viommu.pytest_plugin.views import Account
 
 
 @dataclass
@@ -26,6 +24,7 @@ class Watched:
     booted: Booted | None
     console_start: int
     server_start: int
+    account: Account | None = None
     kernel_log: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
 
@@ -43,8 +42,7 @@ class Lab:
         self._watched: list[Watched] = []
         self._alarms: list[str] = []
         self.allow(*allowed)
-        self.dirty = False
-        """Whether the guests of this test are not for another one. A test may set it."""
+        self._dirty = False
 
     def rig(self, **options: Any) -> Rig:
         """A machine with its guest up: the one that the options and the test's marker describe, but for `options`.
@@ -57,7 +55,10 @@ class Lab:
         if not any(each.booted is booted for each in self._watched):
             start = len(booted.rig.serving.output())
             guest = booted.rig.guest
-            self._watched.append(Watched(guest, booted, len(guest.console_log()), start))
+            watched = Watched(guest, booted, len(guest.console_log()), start)
+            if booted.ledger:
+                watched.account = Account(booted.rig.serving.trace())
+            self._watched.append(watched)
         return booted.rig
 
     def watch(self, guest: Guest) -> None:
@@ -67,6 +68,10 @@ class Lab:
     def allow(self, *patterns: str) -> None:
         """What may happen from now on, by regular expressions; as the marker `viommu_allow`."""
         self._allowed += [re.compile(pattern) for pattern in patterns]
+
+    def soil(self) -> None:
+        """Let no other test have the guests of this one; as the marker's `dirty`."""
+        self._dirty = True
 
     @contextmanager
     def expect(self, *patterns: str) -> Iterator[list[str]]:
@@ -107,8 +112,10 @@ class Lab:
     def leave(self) -> None:
         """The test is over."""
         for each in self._watched:
-            if each.booted is not None and self.dirty:
+            if each.booted is not None and self._dirty:
                 each.booted.dirty = True
+            if each.account is not None:
+                each.account.close()
 
     def sections(self) -> Iterator[tuple[str, str]]:
         """The evidence: titles and texts."""
@@ -119,6 +126,8 @@ class Lab:
                 continue
             yield f"{name}: kernel log", "\n".join(each.kernel_log)
             yield f"{name}: SMMU events", "\n".join(each.events)
+            if each.account is not None:
+                yield f"{name}: ledger", each.account.text()
             yield f"{name}: server", each.booted.rig.serving.output()[each.server_start :]
             yield f"{name}: QEMU", shlex.join(each.guest.command_line)
 
@@ -139,44 +148,3 @@ class Lab:
             each.events += news.events
             each.booted.dirty |= news.broken
             self._alarms += [alarm for alarm in news.alarms if alarm not in self._alarms]
-
-
-class Smmu:
-    """What the fixture `viommu_smmu` is: the SMMU from outside, as the trace tells of it."""
-
-    def __init__(self, device: Device, trace: TraceReader) -> None:
-        self.device = device
-        """Its place: `slot` and `stream_id`."""
-        self._trace = trace
-        trace.skip()
-
-    def events(self, kind: str = "") -> list[dict[str, Any]]:
-        """What happened since the last call, or since the test had the guest, in order; of one kind, or all.
-
-        The kinds are the types of `viommu.smmu.events`: "CommandConsumed", "Translated", …; the keys are their fields.
-        """
-        return [event for event in self._trace.read() if kind in ("", event["kind"])]
-
-
-class Faults:
-    """What the fixture `viommu_faults` is: plans of what goes wrong on purpose (docs/faults.md), until the test ends.
-
-    A guest that was lied to is for no other test.
-    """
-
-    def __init__(self, lab: Lab, control: ControlClient) -> None:
-        self._lab, self._control = lab, control
-
-    def load(self, plan: str | Path) -> None:
-        """Carry out a plan from here on, in place of the one before: TOML, or the path of a file.
-
-        Raises `viommu.control.Refused` that says what is wrong with it, and where.
-        """
-        text = plan.read_text("utf-8") if isinstance(plan, Path) else plan
-        self._lab.dirty = True
-        self._control.call("faults.load", plan=text)
-
-    def rules(self) -> list[dict[str, Any]]:
-        """The rules of the plan: where they are, what they do, how often they did."""
-        found: list[dict[str, Any]] = self._control.call("faults.list")
-        return found

@@ -35,6 +35,7 @@ class GuestOptions:
     append: Annotated[str, "more words for the kernel's command line"] = ""
     qemu: Annotated[Path | None, "a qemu-system-… with vfio-user-pci"] = None
     qemu_arguments: Annotated[str, "more arguments for it, as in a shell"] = ""
+    ledger: Annotated[bool, "follow every stream from attach to detach"] = False
     faults: Annotated[Path | None, "a plan of what goes wrong on purpose, from the boot on"] = None
     seed: Annotated[int, "seed of the order in which devices take turns"] = 0
 

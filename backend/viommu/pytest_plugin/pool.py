@@ -21,10 +21,10 @@ _PATIENCE = 5.0  # seconds for the server to say what it holds
 
 
 class Booted:
-    """A rig whose guest is up. `dirty` is for who has left it unfit for another test."""
+    """A rig whose guest is up, and whether the ledger watches it. `dirty` is for who has left it unfit for another test."""
 
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
+    def __init__(self, rig: Rig, *, ledger: bool) -> None:
+        self.rig, self.ledger = rig, ledger
         self.newsroom = Newsroom(rig)
         self.dirty = False
         self.closed = False
@@ -97,6 +97,7 @@ def _boot(options: GuestOptions, assets: Assets) -> Booted:
             assets=assets,
             trace=True,
             seed=options.seed,
+            ledger=options.ledger,
             faults=options.faults,
             linux_driver=not options.raw and find_smmu(built) is not None,
             scripts=scripts_directory(),
@@ -109,7 +110,7 @@ def _boot(options: GuestOptions, assets: Assets) -> Booted:
             qemu_arguments=more,
         )
         rig.start()
-    return Booted(rig)
+    return Booted(rig, ledger=options.ledger)
 
 
 def _machine(options: GuestOptions, scratch: Path) -> Path | str:
