@@ -107,12 +107,12 @@ def linux_rigs() -> Iterator[dict[int, LinuxRig]]:
 
 
 @pytest.fixture
-def profiled(viommu_lab: Lab, linux_rigs: dict[int, LinuxRig]) -> Callable[[str], LinuxRig]:
-    """Such a guest on an SMMU with a line of TOML of its own."""
+def profiled(viommu_lab: Lab, linux_rigs: dict[int, LinuxRig]) -> Callable[..., LinuxRig]:
+    """Such a guest on an SMMU with a line of TOML of its own, and other options of the plugin."""
     viommu_lab.allow(FAULTS)
 
-    def get(profile: str) -> LinuxRig:
-        rig = viommu_lab.rig(smmu=profile, append=DOMAINS)
+    def get(profile: str, **options: Any) -> LinuxRig:
+        rig = viommu_lab.rig(smmu=profile, append=DOMAINS, **options)
         if rig.guest.pid not in linux_rigs:
             linux_rigs[rig.guest.pid] = LinuxRig(rig)
         return linux_rigs[rig.guest.pid]

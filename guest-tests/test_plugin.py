@@ -26,8 +26,9 @@ MISBEHAVIOUR = """
         guest.check("mkdir -p /mnt; mount -t tmpfs -o mand none /mnt; umount /mnt")
         guest.check("echo $((1 << 9)) > /proc/sys/kernel/tainted")
 
-    def test_good(viommu_guest, viommu_endpoints):
+    def test_good(viommu_guest, viommu_endpoints, viommu_ledger):
         GUESTS.append(viommu_guest.pid)
+        assert viommu_ledger.verdict().clean
         assert [endpoint.stream_id for endpoint in viommu_endpoints] == [0x10, 0x18]
 
     def test_event(viommu_guest):
@@ -108,7 +109,8 @@ def test_what_fails_a_test(pytester: pytest.Pytester, impatient: Path) -> None:
     disk = pytester.path / "disk.img"
     disk.write_bytes(b"on a disk".ljust(1 << 20))
     pytester.makeini(
-        f"[pytest]\nviommu_machine = {impatient.name}\nviommu_disk = disk.img\nviommu_artifacts = kept\n"
+        f"[pytest]\nviommu_machine = {impatient.name}\nviommu_disk = disk.img\nviommu_ledger = yes\n"
+        "viommu_artifacts = kept\n"
     )
     result = pytester.runpytest_subprocess()
     output = result.stdout.str()
@@ -127,6 +129,9 @@ def test_what_fails_a_test(pytester: pytest.Pytester, impatient: Path) -> None:
     assert "\nthe guest did what the test does not foresee:\nSMMU event F_TRANSLATION: 0x" in event
     assert "stream_id=0x10" in event.partition("- aarch64 guest: SMMU events -")[2]
     assert "event 0x10 received" in event.partition("- aarch64 guest: kernel log -")[2]
+    ledger = event.partition("- aarch64 guest: ledger -")[2]
+    assert "Streams and domains" in ledger
+    assert " 0x10 " in ledger
     assert "$ PYTHONPATH=/viommu" in event.partition("- aarch64 guest: console -")[2]
     assert "qemu-system-aarch64" in event.partition("- aarch64 guest: QEMU -")[2]
     assert "did not happen: F_PERMISSION" in failure(output, "test_event_missed")

@@ -10,6 +10,7 @@ from tests.smmu_rig import Rig
 from viommu.smmu import (
     Access,
     Features,
+    HeldTranslation,
     InvalidateRequest,
     PageResponse,
     TransactionAborted,
@@ -35,6 +36,9 @@ class Function:
         self.pending: list[Callable[[], None]] = []
         self.responses: list[PageResponse] = []
         self.at_once = True
+
+    def held(self) -> list[HeldTranslation]:
+        return []
 
     def page_response(self, response: PageResponse) -> None:
         self.responses.append(response)

@@ -229,7 +229,7 @@ def test_a_qemu_that_refuses_shows_what_it_said(viommu: Run, home: Path, fake_qe
 
 def test_help_fits_into_80_columns(viommu: Run) -> None:
     helps = [viommu("--help")]
-    commands = ("serve", "boot", "demo", "ctl", "doctor")
+    commands = ("serve", "ledger", "boot", "demo", "ctl", "doctor")
     assert all(command in helps[0].out for command in commands)
     listed = helps[0].out.partition("Commands:")[2]
     assert "..." not in listed, "each command fits into its line"

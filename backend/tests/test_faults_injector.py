@@ -116,7 +116,7 @@ def test_effects_call_methods_on_events_and_at_times() -> None:
 
     def call(method: str, arguments: Mapping[str, object]) -> object:
         called.append((method, arguments))
-        lab.rig.smmu.tracer.emit(CommandConsumed("CMD_TLBI_NH_ASID", 0, ""))  # calls nothing
+        lab.rig.smmu.tracer.emit(CommandConsumed("CMD_TLBI_NH_ASID", 0, "", 0x11))  # calls nothing
         return "done"
 
     on = {"event": "CommandConsumed", "opcode": "CMD_TLBI_NH_ASID"}

@@ -73,7 +73,9 @@ def test_what_is_left_out_is_an_abort_after_what_came_before_it(rig: HostRig) ->
     assert rig.in_flight() == (0, 0)
     assert rig.ram(rig.pages[2]) == bytes(PAGE)
     assert [each for each in rig.events if isinstance(each, DmaMoved | DmaRefused)] == [
-        DmaMoved(STREAM, None, IOVA + 8, 2 * PAGE - 8, write=True, first=rig.pages[0] + 8),
+        DmaMoved(
+            STREAM, None, IOVA + 8, 2 * PAGE - 8, write=True, first=rig.pages[0] + 8, transaction=0
+        ),
         DmaRefused(STREAM, IOVA + 2 * PAGE + 4, write=True, why=reason),
     ]
 

@@ -77,8 +77,8 @@ def test_bytes_move_both_ways(bare: Bare) -> None:
         transfer.write_from(b"abcdefgh")
     assert bytes(bare.ram) == before[:0x1001] + b"abcde" + before[0x1006:]
     assert bare.events == [
-        DmaMoved(0x10, None, BASE + 0x45, 0x123, write=False, first=BASE + 0x45),
-        DmaMoved(0x10, None, BASE + 0x1001, 5, write=True, first=BASE + 0x1001),
+        DmaMoved(0x10, None, BASE + 0x45, 0x123, write=False, first=BASE + 0x45, transaction=0),
+        DmaMoved(0x10, None, BASE + 0x1001, 5, write=True, first=BASE + 0x1001, transaction=0),
     ]
 
 

@@ -52,6 +52,38 @@ def test_a_reader_may_stop_while_it_is_called() -> None:
     assert seen == ["once", "other", "other"]
 
 
+def test_what_a_reader_emits_comes_after_what_it_was_called_with() -> None:
+    tracer = Tracer()
+    seen: list[Event] = []
+
+    def answer(event: Event) -> None:
+        if event == Ping(1):
+            tracer.emit(Ping(2))
+            tracer.emit(Ping(3))
+
+    tracer.subscribe(answer)
+    tracer.subscribe(seen.append)
+    tracer.emit(Ping(1))
+    tracer.emit(Ping(4))
+    assert seen == [Ping(1), Ping(2), Ping(3), Ping(4)]
+
+
+def test_a_reader_that_fails_holds_up_nobody() -> None:
+    tracer = Tracer()
+
+    def fail(event: Event) -> None:
+        raise RuntimeError(event.kind)
+
+    stop = tracer.subscribe(fail)
+    with pytest.raises(RuntimeError, match="Ping"):
+        tracer.emit(Ping(1))
+    stop()
+    seen: list[Event] = []
+    tracer.subscribe(seen.append)
+    tracer.emit(Ping(2))
+    assert seen == [Ping(2)]
+
+
 def test_events_are_plain_and_do_not_change() -> None:
     event = Ping(5)
     assert event.kind == "Ping"
@@ -104,6 +136,7 @@ def test_the_contents_of_what_the_smmu_emits() -> None:
         "write": True,
         "runs": 1,
         "first": 0xA010,
+        "transaction": 1,
     }
     fetched = events["StructureFetched"].as_dict()
     assert (fetched["structure"], fetched["address"]) == ("CD", rig.cd_address)
@@ -123,3 +156,4 @@ def test_the_contents_of_what_the_smmu_emits() -> None:
     consumed = events["CommandConsumed"].as_dict()
     assert (consumed["opcode"], consumed["index"]) == ("CMD_TLBI_NH_VA", 0)
     assert "address=0x5000" in consumed["text"]
+    assert consumed["value"] == 0x12 | 7 << 48 | 0x5000 << 64

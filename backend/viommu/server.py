@@ -149,6 +149,11 @@ class Server:
             self._open.close()
             raise
 
+    @property
+    def smmu(self) -> Smmu | None:
+        """The SMMU of the machine, if it has one."""
+        return self._smmu
+
     def run(self) -> None:
         """Serve until `stop` is called, from a signal handler or a model's callback."""
         while not self._stopped:

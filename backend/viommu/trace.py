@@ -12,14 +12,15 @@ A point is an event that is answered. Without a meddler it costs one look at an 
         verdict = tracer.meddler(CommandFetched(...))
 """
 
+from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Root of everything that is emitted."""
+    """Root of everything that is emitted. Its fields are plain values: numbers, strings, flags."""
 
     @property
     def kind(self) -> str:
@@ -28,7 +29,7 @@ class Event:
 
     def as_dict(self) -> dict[str, Any]:
         """The event as plain values, `kind` first, for JSON."""
-        return {"kind": self.kind, **asdict(self)}
+        return {"kind": self.kind, **{f.name: getattr(self, f.name) for f in fields(self)}}
 
 
 # What can be done at a point, as far as the point's type says that it can.
@@ -119,10 +120,14 @@ class Point(Event):
 
 
 class Tracer:
-    """Hands each event to every reader, in the order in which they subscribed; and each point to the `meddler`."""
+    """Hands each event to every reader, in the order in which they subscribed; and each point to the `meddler`.
+
+    A reader may emit: what it says comes after what it was called with, for every reader.
+    """
 
     def __init__(self) -> None:
         self._readers: list[Callable[[Event], None]] = []
+        self._pending: deque[Event] = deque()
         self.meddler: Callable[[Point], Verdict | None] | None = None
         """Decides at each point what goes wrong; set while somebody wants that."""
 
@@ -136,5 +141,14 @@ class Tracer:
 
     def emit(self, event: Event) -> None:
         """Hand `event` to the readers."""
-        for reader in tuple(self._readers):
-            reader(event)
+        pending = self._pending
+        pending.append(event)
+        if len(pending) > 1:
+            return  # by a reader: the call that it is in comes to it
+        try:
+            while pending:
+                for reader in tuple(self._readers):
+                    reader(pending[0])
+                pending.popleft()
+        finally:
+            pending.clear()

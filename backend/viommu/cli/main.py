@@ -30,6 +30,7 @@ from viommu.lab.qemu import device_arguments, memory_arguments
 from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
 from viommu.lab.serving import CONTROL_NAME, ServerFailed, Serving
+from viommu.ledger import Ledger, Witness
 from viommu.server import Server
 from viommu.trace import Tracer
 from viommu.trace_file import TraceFile
@@ -68,6 +69,9 @@ def serve(
     trace: Annotated[
         Path | None, typer.Option(help="Write every event to this file, a JSON object a line.")
     ] = None,
+    ledger: Annotated[
+        bool, typer.Option("--ledger", help="Watch every detach, and give a verdict at the end.")
+    ] = False,
     control: Annotated[
         Path | None, typer.Option(help="The control socket; else control.sock beside the others.")
     ] = None,
@@ -108,6 +112,13 @@ def serve(
             stack.enter_context(_trace_file(tracer, trace))
         if faults is not None:
             server.faults.load(Plan.load(faults))
+        if ledger:
+            if server.smmu is None:
+                raise LabError(f"there is no SMMU in {machine}: nothing for the ledger to watch")
+            account = Ledger()
+            account.follow(tracer)
+            stack.callback(lambda: account.verdict().print(_out))
+            stack.callback(Witness(server.smmu).close)  # before the verdict
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: server.stop())
         signal.signal(signal.SIGUSR1, lambda *_: server.report())
@@ -150,6 +161,31 @@ def _show_sockets(machine: Machine, sockets: dict[str, Path], control: Path) -> 
     )
     words = shlex.join(["viommu", "ctl", "--control", str(control)])
     _out.print(f"\n{words}\nlists what can be called meanwhile. Ctrl-C ends it.", soft_wrap=True)
+
+
+@app.command(short_help="Say whether the detaches of a trace were complete.")
+def ledger(
+    trace: Annotated[Path, typer.Argument(help="What `viommu serve --ledger --trace` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say of every stream in TRACE whether it was detached as it must be.
+
+    The exit code is 1 if a rule was violated.
+    """
+    with explained(_err):
+        try:
+            verdict = Ledger.of_file(trace).verdict()
+        except ValueError as error:
+            raise LabError(str(error)) from error
+        if not verdict.witnessed:
+            raise LabError(
+                f"{trace} was written without `viommu serve --ledger`: it tells nothing of memory"
+            )
+        if as_json:
+            typer.echo(json.dumps(verdict.as_dict()))
+        else:
+            verdict.print(_out)
+        raise typer.Exit(1 if verdict.violations else 0)
 
 
 @app.command(short_help="Serve them, boot a guest and give you its console.")

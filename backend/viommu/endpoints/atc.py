@@ -44,6 +44,10 @@ class AddressTranslationCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def entries(self) -> list[tuple[Requester, CachedTranslation]]:
+        """All that is remembered."""
+        return [(requester, entry) for (requester, _, _), entry in self._entries.items()]
+
     def find(self, requester: Requester, iova: int) -> CachedTranslation | None:
         """What is remembered of `iova`."""
         for size in self._sizes:

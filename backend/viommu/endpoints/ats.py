@@ -11,7 +11,7 @@ it is told to forget it, or ATS is disabled. An answer without access is not kep
 
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from viommu.endpoints.atc import AddressTranslationCache, CachedTranslation, Requester, concerns
@@ -20,6 +20,7 @@ from viommu.endpoints.pri import GROUP, PageRequestGroup, PriService
 from viommu.smmu import (
     Access,
     AtsStatus,
+    HeldTranslation,
     InvalidateRequest,
     PageResponse,
     Smmu,
@@ -153,6 +154,13 @@ class AtsService:
             raise AtsRefused(iova, AtsStatus.SUCCESS)
         self.cache.insert(requester, found)
         return found
+
+    def held(self) -> Iterator[HeldTranslation]:
+        """What the cache has, for who looks on."""
+        for requester, entry in self.cache.entries():
+            yield HeldTranslation(
+                *requester, entry.iova, entry.size, entry.address, entry.read, entry.write
+            )
 
     # Transfers in flight, and invalidations that wait for them
 

@@ -36,7 +36,10 @@ __all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "DmaStalled", "
 
 @dataclass(frozen=True, slots=True)
 class DmaMoved(Event):
-    """`size` bytes moved between the endpoint and guest RAM; `first` is the first physical address."""
+    """`size` bytes moved between the endpoint and guest RAM; `first` is the first physical address.
+
+    `transaction` is the SMMU's number of it; 0 where none is in the way.
+    """
 
     stream_id: int
     substream_id: int | None
@@ -44,6 +47,7 @@ class DmaMoved(Event):
     size: int
     write: bool
     first: int
+    transaction: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +337,7 @@ class DmaPort:
                     translation.size,
                     access.write,
                     translation.runs[0],
+                    translation.number,
                 )
             )
 

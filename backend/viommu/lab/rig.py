@@ -27,6 +27,7 @@ class Rig:
         *,
         assets: Assets | None = None,
         trace: bool = False,
+        ledger: bool = False,
         seed: int = 0,
         faults: Path | None = None,
         linux_driver: bool = False,
@@ -39,7 +40,7 @@ class Rig:
         self._open = ExitStack()
         try:
             self.serving = self._open.enter_context(
-                Serving(machine, trace=trace, seed=seed, faults=faults)
+                Serving(machine, trace=trace, ledger=ledger, seed=seed, faults=faults)
             )
             if linux_driver:
                 self.smmu = LinuxSmmu.of(self.machine, assets.qemu_for(self.machine.arch))

@@ -30,8 +30,8 @@ class ServerFailed(LabError):
 class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
-    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens. `faults` is
-    the path of a plan.
+    `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens; with `ledger`
+    the trace has what `viommu.ledger.Ledger` needs. `faults` is the path of a plan.
     """
 
     def __init__(
@@ -39,18 +39,21 @@ class Serving:
         machine: str | Path,
         *,
         trace: bool = False,
+        ledger: bool = False,
         seed: int = 0,
         faults: Path | None = None,
     ) -> None:
         self._directory = RunDirectory()
         self._open = ExitStack()
-        self._trace = self._directory.path / "trace.jsonl" if trace else None
+        self._trace = self._directory.path / "trace.jsonl" if trace or ledger else None
         reader, writer = os.pipe()
         argv = [sys.executable, "-P", "-m", "viommu.cli", "serve", str(machine)]
         argv += ["--directory", str(self._directory.path), "--seed", str(seed)]
         argv += ["--ready-fd", str(writer)]
         if self._trace is not None:
             argv += ["--trace", str(self._trace)]
+        if ledger:
+            argv += ["--ledger"]
         if faults is not None:
             argv += ["--faults", str(faults)]
         try:

@@ -21,7 +21,7 @@ _PATIENCE = 5.0  # seconds for the server to say what it holds
 
 
 class Booted:
-    """A rig whose guest is up, and whether the ledger watches it. `dirty` is for who has left it unfit for another test."""
+    """A rig whose guest is up, and whether the ledger watches it. Who makes it unfit for another test says `dirty`."""
 
     def __init__(self, rig: Rig, *, ledger: bool) -> None:
         self.rig, self.ledger = rig, ledger

@@ -4,7 +4,7 @@ Pure: no socket, no clock, no QEMU. It imports `layouts`, `memory`, `trace` and 
 """
 
 from viommu.smmu.ats import AtsStatus, TranslationCompletion
-from viommu.smmu.ats_port import AtsFunction, InvalidateRequest
+from viommu.smmu.ats_port import AtsFunction, HeldTranslation, InvalidateRequest
 from viommu.smmu.faults import Access, Stalled, TransactionAborted, TransactionStalled
 from viommu.smmu.features import Features
 from viommu.smmu.model import Smmu
@@ -16,6 +16,7 @@ __all__ = [
     "AtsFunction",
     "AtsStatus",
     "Features",
+    "HeldTranslation",
     "InvalidateRequest",
     "PageRequest",
     "PageResponse",

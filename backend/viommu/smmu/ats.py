@@ -16,7 +16,7 @@ from viommu.smmu.barrier import InFlight
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.context import StreamContext, stream_context
 from viommu.smmu.event_queue import EventQueue
-from viommu.smmu.events import Aborted, TranslationCompleted
+from viommu.smmu.events import Aborted, TranslatedPassed, TranslationCompleted
 from viommu.smmu.faults import Access, Fault, TransactionAborted, translation_fault
 from viommu.smmu.features import Features
 from viommu.smmu.points import COMPLETER_ABORT, AtsCompleting, AtsRequested
@@ -293,6 +293,13 @@ class Ats:
                 self._events.record(record, merge=fault.merge)
             raise TransactionAborted(access, iova, record) from None
         self._in_flight.add(translation)
+        if self._tracer:
+            translation.number = self._in_flight.next_number()
+            self._tracer.emit(
+                TranslatedPassed(
+                    access.stream_id, iova, translation.size, access.write, translation.number
+                )
+            )
         return translation
 
     def _pass(self, access: Access, addresses: "array[int]") -> Translation:

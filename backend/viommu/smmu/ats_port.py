@@ -3,7 +3,7 @@
 IHI 0070, 3.9.1 and 4.5. In hardware the Root Complex stands in between; here a function is called directly.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from viommu.smmu.barrier import InFlight
@@ -29,8 +29,24 @@ class InvalidateRequest(NamedTuple):
     global_: bool = False
 
 
+class HeldTranslation(NamedTuple):
+    """What a function remembers: `size` bytes from `iova` go to `address`, for reading, for writing, or both."""
+
+    substream_id: int | None
+    privileged: bool
+    iova: int
+    size: int
+    address: int
+    read: bool
+    write: bool
+
+
 class AtsFunction(Protocol):
     """A PCIe function that has an address translation cache."""
+
+    def held(self) -> Iterable[HeldTranslation]:
+        """What its cache has: hardware would not tell, a laboratory does."""
+        ...
 
     def invalidate(self, request: InvalidateRequest, complete: Callable[[], None]) -> None:
         """Forget translations. `complete` is called when nothing that used them is in flight any more.
@@ -72,6 +88,11 @@ class AtsPort:
     def oldest(self) -> object | None:
         """What stands for the Invalidate Request that waits longest; None when all are answered."""
         return next(iter(self._outstanding.values()), None)
+
+    @property
+    def functions(self) -> Mapping[int, AtsFunction]:
+        """The functions, by StreamID."""
+        return self._functions
 
     def connect(self, stream_id: int, function: AtsFunction) -> None:
         """`function` is what sends and receives as `stream_id`."""

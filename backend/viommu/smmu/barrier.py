@@ -6,6 +6,7 @@ SMMUEN (6.3.9.6), an update of GBPA (6.3.14).
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 
@@ -13,6 +14,7 @@ class InFlight:
     """The set of transactions in flight, with waiters for those that were in it at some moment."""
 
     def __init__(self) -> None:
+        self._numbers = count(1)
         self._transactions: dict[int, Any] = {}
         self._waiters: list[tuple[set[int], Callable[[], None]]] = []
 
@@ -20,7 +22,17 @@ class InFlight:
         return len(self._transactions)
 
     def __iter__(self) -> Iterator[Any]:
+        """The transactions, oldest first."""
         return iter(tuple(self._transactions.values()))
+
+    @property
+    def newest(self) -> Any:
+        """The transaction that was translated last, of those in flight."""
+        return next(reversed(self._transactions.values()))
+
+    def next_number(self) -> int:
+        """A number by which a transaction is known in the trace."""
+        return next(self._numbers)
 
     def add(self, transaction: object) -> None:
         """`transaction` has been translated."""

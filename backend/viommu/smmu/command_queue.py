@@ -120,7 +120,9 @@ class CommandQueue:
 
     def _done(self, command: Command) -> None:
         if self._tracer:
-            self._tracer.emit(CommandConsumed(command.opcode.name, self._index, str(command)))
+            self._tracer.emit(
+                CommandConsumed(command.opcode.name, self._index, str(command), command.value)
+            )
         self.ring.cons = self.ring.after(self.ring.cons)
 
     @property

@@ -4,7 +4,7 @@ IHI 0070, 3.3 and chapter 5. Faults come in the order of 7.3.22: C_BAD_STREAMID,
 C_BAD_SUBSTREAMID, F_STREAM_DISABLED, stage 2 faults of the CD fetch, F_CD_FETCH, C_BAD_CD.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from viommu.layouts.records import EventType, FaultClass
@@ -40,8 +40,8 @@ from viommu.trace import BusAbort, Replace, Tracer
 
 STE_SIZE = CD_SIZE = 64
 _CACHE_LIMIT = 4096  # STEs, and contexts: a bound on memory, not a property
-_NO_STAGE_1 = -1
-# Stands for a SubstreamID where no CD is used.
+NO_STAGE_1 = -1
+"""Stands for a SubstreamID where no CD is used."""
 _LEVEL_1 = (Structure.STE_LEVEL_1, Structure.CD_LEVEL_1)
 _AHEAD = 4
 # How many structures, an aligned group, are read where one is needed and the caches are hostile.
@@ -80,6 +80,18 @@ class Configuration:
         """Cached structures."""
         return len(self._stes) + len(self._contexts)
 
+    # What is cached, for who looks on
+
+    @property
+    def cached_stes(self) -> Mapping[int, StreamTableEntry]:
+        """The cached STEs, by StreamID."""
+        return self._stes
+
+    @property
+    def cached_contexts(self) -> Mapping[tuple[int, int], StreamContext | None]:
+        """The cached contexts, by StreamID and SubstreamID, which is `NO_STAGE_1` where no CD is used."""
+        return self._contexts
+
     # Invalidation (4.3)
 
     def invalidate_all(self) -> None:
@@ -104,7 +116,7 @@ class Configuration:
 
     def invalidate_cds(self, stream_id: int) -> None:
         """CMD_CFGI_CD_ALL (4.3.4)."""
-        self._forget(lambda stream, substream: stream == stream_id and substream != _NO_STAGE_1)
+        self._forget(lambda stream, substream: stream == stream_id and substream != NO_STAGE_1)
 
     def _forget(self, chosen: Callable[[int, int], bool]) -> None:
         for key in [k for k in self._contexts if chosen(*k)]:
@@ -132,7 +144,7 @@ class Configuration:
         if key in self._bad:
             raise configuration_fault(self._bad[key], access)
         context = self._find_context(ste, access, substream_id, address)
-        if self._hostile and substream_id != _NO_STAGE_1:
+        if self._hostile and substream_id != NO_STAGE_1:
             ahead = range(substream_id & -_AHEAD, (substream_id & -_AHEAD) + _AHEAD)
             for other in ahead[: 1 << cd_max(ste, self._features)]:
                 if not self._known(access.stream_id, other):
@@ -144,7 +156,7 @@ class Configuration:
         self, ste: StreamTableEntry, access: Access, substream_id: int, address: int
     ) -> StreamContext | None:
         stage_1 = None
-        if substream_id != _NO_STAGE_1:
+        if substream_id != NO_STAGE_1:
             stage_1 = self._fetch_cd(ste, access, substream_id, address)
         if len(self._contexts) >= _CACHE_LIMIT:
             self._contexts.clear()
@@ -154,19 +166,19 @@ class Configuration:
 
     def _known(self, stream_id: int, substream_id: int) -> bool:
         key = stream_id, substream_id
-        cached = stream_id in self._stes if substream_id == _NO_STAGE_1 else key in self._contexts
+        cached = stream_id in self._stes if substream_id == NO_STAGE_1 else key in self._contexts
         return cached or key in self._bad
 
     def ste(self, access: Access) -> StreamTableEntry:
         """The STE of a stream, valid and legal. Raises `Fault`."""
         ste = self._stes.get(access.stream_id)
         if ste is None:
-            if (access.stream_id, _NO_STAGE_1) in self._bad:
+            if (access.stream_id, NO_STAGE_1) in self._bad:
                 raise configuration_fault(EventType.C_BAD_STE, access)
             if self._hostile:
                 first = access.stream_id & -_AHEAD
                 for other in range(first, first + _AHEAD):
-                    if other != access.stream_id and not self._known(other, _NO_STAGE_1):
+                    if other != access.stream_id and not self._known(other, NO_STAGE_1):
                         with suppress(Fault):
                             self._fetch_ste(access._replace(stream_id=other))
             ste = self._fetch_ste(access)
@@ -229,7 +241,7 @@ class Configuration:
         if self.fetched:
             self.fetched("STE", access, address, ste)
         if not ste.valid or (ste.config in _WORKING and ste_illegal(ste, self._features)):
-            raise self._refuse(EventType.C_BAD_STE, access, _NO_STAGE_1)
+            raise self._refuse(EventType.C_BAD_STE, access, NO_STAGE_1)
         if len(self._stes) >= _CACHE_LIMIT:
             self._stes.clear()
         self._stes[access.stream_id] = ste
@@ -263,12 +275,12 @@ class Configuration:
         if substream_id is not None and (not translates or not bits or substream_id >> bits):
             raise configuration_fault(EventType.C_BAD_SUBSTREAMID, access)
         if not translates:
-            return _NO_STAGE_1
+            return NO_STAGE_1
         if not bits:
             return 0
         if substream_id is None:
             if ste.s1_dss == S1Default.BYPASS:
-                return _NO_STAGE_1
+                return NO_STAGE_1
             if ste.s1_dss != S1Default.SUBSTREAM_0:
                 raise configuration_fault(EventType.F_STREAM_DISABLED, access)
             return 0

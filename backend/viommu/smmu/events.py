@@ -17,11 +17,12 @@ class RegisterAccess(Event):
 
 @dataclass(frozen=True, slots=True)
 class CommandConsumed(Event):
-    """A command took effect. `index` is its place in the queue, `text` its fields."""
+    """A command took effect. `index` is its place in the queue, `text` its fields, `value` its 128 bits."""
 
     opcode: str
     index: int
     text: str
+    value: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,10 @@ class StructureFetched(Event):
 
 @dataclass(frozen=True, slots=True)
 class Translated(Event):
-    """`size` bytes from `iova` on were translated to `runs` ranges of physical addresses."""
+    """`size` bytes from `iova` on were translated to `runs` ranges of physical addresses.
+
+    `transaction` is its number; it is in flight from here.
+    """
 
     stream_id: int
     substream_id: int | None
@@ -68,6 +72,18 @@ class Translated(Event):
     write: bool
     runs: int
     first: int
+    transaction: int
+
+
+@dataclass(frozen=True, slots=True)
+class TranslatedPassed(Event):
+    """A Translated transaction passed: `size` bytes from `address` on, which an ATS completion had told."""
+
+    stream_id: int
+    address: int
+    size: int
+    write: bool
+    transaction: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ class Smmu:
         tracer: Tracer | None = None,
         interrupt: Callable[[], object] = lambda: None,
     ) -> None:
+        self.memory, self.interrupt = memory, interrupt
         self.features = features = features or Features()
         ats, pri = features.ats, features.pri
         self._writable_cr0 = _CR0 | (_CR0_ATS if ats else 0) | (_CR0_PRI if pri else 0)
@@ -99,7 +100,6 @@ class Smmu:
             execute_never_2=features.stage_2_execute,
         )
         self.configuration = Configuration(memory, features, walker, tracer)
-        self.interrupt = interrupt
         self._registers: dict[int, int] = {}
         self._interrupts = Interrupts(
             self._registers, memory, features, tracer, pulse=lambda: self.interrupt()

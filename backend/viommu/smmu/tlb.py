@@ -102,6 +102,35 @@ class Tlb:
             for space in self._spaces.values()
         )
 
+    # What it holds, for who looks on
+
+    def tags(self) -> list[Tag]:
+        """What there are entries of."""
+        return list(self._spaces)
+
+    def count(self, tag: Tag) -> int:
+        """How many entries there are of `tag`."""
+        return sum(len(row) - row.count(0) for _, _, row in self.rows(tag))
+
+    def entries(self, tag: Tag) -> Iterator[tuple[int, Entry]]:
+        """The entries of `tag`, each with the address that it maps, of which there are bits 55:0."""
+        for first, shift, row in self.rows(tag):
+            for index, slot in enumerate(row):
+                if slot:
+                    yield first + (index << shift), Entry(shift, slot)
+
+    def rows(self, tag: Tag) -> "Iterator[tuple[int, int, array[int]]]":
+        """The entries of `tag` in rows: the first address, log2 of the bytes of each, and their slots.
+
+        A block is a row of one.
+        """
+        space = self._spaces.get(tag)
+        if space is not None:
+            for (shift, place), row in list(space.rows.items()):
+                yield place << (2 * shift - 3), shift, row
+            for (shift, place), slot in list(space.blocks.items()):
+                yield place << shift, shift, array("Q", (slot,))
+
     # Look-up and insertion
 
     def row(self, tag: Tag, address: int) -> "tuple[int, array[int]] | None":

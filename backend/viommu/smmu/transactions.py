@@ -82,6 +82,7 @@ class Transactions:
         return translation
 
     def _report(self, translation: Translation, access: Access) -> None:
+        translation.number = self._in_flight.next_number()
         self._tracer.emit(
             Translated(
                 access.stream_id,
@@ -91,6 +92,7 @@ class Transactions:
                 access.write,
                 len(translation.runs) // 2,
                 translation.runs[0],
+                translation.number,
             )
         )
 

@@ -20,12 +20,16 @@ MAX_RANGE = 1 << 21
 
 
 class Translation:
-    """Where a range of input addresses goes: `runs` (address, length, …) of `size` bytes together."""
+    """Where a range of input addresses goes: `runs` (address, length, …) of `size` bytes together.
 
-    __slots__ = ("access", "iova", "runs", "size")
+    `number` tells it apart in the trace; it is 0 while nobody reads along.
+    """
+
+    __slots__ = ("access", "iova", "number", "runs", "size")
 
     def __init__(self, access: Access, iova: int, runs: "array[int]", size: int) -> None:
         self.access, self.iova, self.runs, self.size = access, iova, runs, size
+        self.number = 0
 
 
 class Translator:
