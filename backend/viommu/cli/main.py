@@ -18,6 +18,18 @@ from rich.table import Table
 from viommu.cli.ctl import call
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
+from viommu.cli.options import (
+    AppendOption,
+    FaultsOption,
+    GuestOption,
+    InitramfsOption,
+    KernelOption,
+    MachineArgument,
+    ModulesOption,
+    RawOption,
+    SeedOption,
+)
+from viommu.cli.run import report, run
 from viommu.faults.plan import Plan
 from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
@@ -45,11 +57,6 @@ app = typer.Typer(
 _out = Console()
 _err = Console(stderr=True)
 
-MachineArgument = Annotated[
-    str, typer.Argument(help="A machine of qemu-configs/ by name, or the path of a TOML file.")
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")]
-
 
 @app.callback(invoke_without_command=True)
 def about(
@@ -75,9 +82,7 @@ def serve(
     control: Annotated[
         Path | None, typer.Option(help="The control socket; else control.sock beside the others.")
     ] = None,
-    faults: Annotated[
-        Path | None, typer.Option(help="What goes wrong on purpose: a plan, a TOML file.")
-    ] = None,
+    faults: FaultsOption = None,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -191,28 +196,12 @@ def ledger(
 @app.command(short_help="Serve them, boot a guest and give you its console.")
 def boot(
     machine: MachineArgument = "aarch64-virt",
-    kernel: Annotated[
-        Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
-    ] = None,
-    guest: Annotated[
-        str | None, typer.Option(help="A guest that `viommu setup --guest` provided.")
-    ] = None,
-    initramfs: Annotated[
-        Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)
-    ] = None,
-    modules: Annotated[
-        Path | None,
-        typer.Option(
-            help="Its modules: a lib/modules/<release> directory.", exists=True, file_okay=False
-        ),
-    ] = None,
-    append: Annotated[str, typer.Option(help="More words for the kernel command line.")] = "",
-    raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."
-        ),
-    ] = False,
+    kernel: KernelOption = None,
+    guest: GuestOption = None,
+    initramfs: InitramfsOption = None,
+    modules: ModulesOption = None,
+    append: AppendOption = "",
+    raw: RawOption = False,
     seed: SeedOption = 0,
 ) -> None:
     """Serve the devices of MACHINE, boot a guest with them and give you its console.
@@ -259,6 +248,10 @@ def _report(serving: Serving) -> None:
         _err.print(f"\nThe server of the devices said:\n{said}", highlight=False, markup=False)
     if serving.exit_code is not None:
         raise ServerFailed(f"the server of the devices: {describe_exit(serving.exit_code)}")
+
+
+app.command(short_help="Run a script or a command in a guest, and report.")(run)
+app.command(short_help="Make a page of a trace.")(report)
 
 
 @app.command(short_help="Show attach, DMA and detach on a guest.")
