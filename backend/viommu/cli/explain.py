@@ -42,7 +42,7 @@ def complain(console: Console, sentence: str) -> None:
 def _sentence(error: Exception) -> str:
     match error:
         case QemuTooOld():
-            return f"{error.message}; scripts/setup provides one"
+            return f"{error.message}; viommu setup provides one"
         case LabError():
             return error.message
         case SocketBusy():

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 from contextlib import ExitStack
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -34,8 +35,9 @@ from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
 from viommu.lab.errors import LabError, QemuExited, describe_exit
 from viommu.lab.linux_smmu import find_smmu
-from viommu.lab.provision.__main__ import check
+from viommu.lab.provision.__main__ import check, set_up
 from viommu.lab.provision.cache import Cache
+from viommu.lab.provision.guest_image import ON_DEMAND
 from viommu.lab.qemu import device_arguments, memory_arguments
 from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
@@ -266,6 +268,22 @@ def demo(
         if as_json:
             typer.echo(json.dumps(verdict))
         raise typer.Exit(0 if verdict["verdict"] == "pass" else 1)
+
+
+FurtherGuest = StrEnum("FurtherGuest", [(guest.name, guest.name) for guest in ON_DEMAND])  # type: ignore[misc]
+
+
+@app.command(short_help="Provide libvfio-user, QEMU and the guests.")
+def setup(
+    guest: Annotated[
+        list[FurtherGuest] | None, typer.Option(help="Another kernel too, for `viommu boot`.")
+    ] = None,
+) -> None:
+    """Download, build and keep in the cache directory what is missing: libvfio-user, QEMU and the guests.
+
+    An interrupted set-up goes on where it stopped. `viommu doctor` tells what is there.
+    """
+    raise typer.Exit(set_up([each.value for each in guest or ()]))
 
 
 @app.command(short_help="Look into a running server, and tell it what to do.")

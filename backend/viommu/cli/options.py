@@ -12,7 +12,7 @@ KernelOption = Annotated[
     Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
 ]
 GuestOption = Annotated[
-    str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
+    str | None, typer.Option(help="A guest that `viommu setup --guest` provided.")
 ]
 InitramfsOption = Annotated[
     Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)

@@ -134,12 +134,12 @@ class Machine(_Strict):
 
 def machine_directory() -> Path:
     """The folder of the machines that come with the project."""
-    return Path(__file__).parents[3] / "qemu-configs"
+    return Path(__file__).with_name("qemu-configs")
 
 
 def scripts_directory() -> Path:
     """The scripts that run in the guest, where they are `/viommu/inside`."""
-    return Path(__file__).parents[3] / "guest-tests" / "inside"
+    return Path(__file__).with_name("inside")
 
 
 def load_machine(machine: str | Path) -> Machine:
