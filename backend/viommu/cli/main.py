@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from viommu.cli.ctl import call
+from viommu.cli.ctl import FOLLOW, call, complete, follow
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
 from viommu.cli.options import (
@@ -50,7 +50,6 @@ from viommu.trace_file import TraceFile
 app = typer.Typer(
     help="A laboratory for drivers that live behind an IOMMU.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -287,21 +286,41 @@ def setup(
     raise typer.Exit(set_up([each.value for each in guest or ()]))
 
 
-@app.command(short_help="Call a method of a running server.")
+@app.command(short_help="Look into a running server, and tell it what to do.")
 def ctl(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[METHOD [KEY=VALUE]...]", help="What to call; else what there is."),
+        typer.Argument(
+            metavar="[METHOD [KEY=VALUE]... | events [KIND]...]",
+            help="What to call; else what there is.",
+            autocompletion=complete,
+        ),
     ] = None,
     socket: Annotated[
         Path | None,
-        typer.Option("--control", help="The server's control socket; else that of the only one."),
+        typer.Option(
+            "--control",
+            envvar="VIOMMU_CONTROL",
+            help="The server's control socket; else that of the only one.",
+        ),
+    ] = None,
+    stream: Annotated[
+        list[str] | None, typer.Option(help="With events: of this StreamID. May be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Call METHOD of a server that `viommu serve` or `viommu boot` started, and print its result."""
+    """Call METHOD of a server that `viommu serve` or `viommu boot` started, and print its result.
+
+    `events` follows what happens, of the given kinds or all, until Ctrl-C.
+    """
     with explained(_err):
-        call(_out, words or [], socket, as_json=as_json)
+        method, *rest = words or ["methods"]
+        if method == FOLLOW:
+            follow(_out, rest, stream or [], socket, as_json=as_json)
+        elif stream:
+            raise LabError(f"--stream is for events: give {method} its parameters as key=value")
+        else:
+            call(_out, [method, *rest], socket, as_json=as_json)
 
 
 @app.command(short_help="Report what is set up, and what is missing.")
