@@ -17,6 +17,7 @@ from rich.table import Table
 from viommu.cli.ctl import call
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
+from viommu.cli.scenario import scenarios
 from viommu.faults.plan import Plan
 from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
@@ -40,6 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(scenarios, name="scenario")
 _out = Console()
 _err = Console(stderr=True)
 
