@@ -48,7 +48,7 @@ class SmmuTree:
 def tree_with_smmu(machine: Machine, smmu: Device, emulator: Qemu) -> SmmuTree:
     """The device tree that QEMU makes for `machine`, with the node of `smmu`; raises `LabError`."""
     ports = [device.slot for device in machine.devices if device.bus is not None]
-    return add_smmu(dump(machine, emulator), smmu.slot, ports)
+    return add_smmu(dump(machine, emulator), smmu.slot, ports, ats=machine.kernel_ats)
 
 
 def dump(machine: Machine, emulator: Qemu) -> bytes:
@@ -66,10 +66,11 @@ def dump(machine: Machine, emulator: Qemu) -> bytes:
             raise LabError(f"QEMU writes no device tree of the machine: {error}") from error
 
 
-def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = ()) -> SmmuTree:
+def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = (), *, ats: bool = False) -> SmmuTree:
     """Add the node of an SMMU in `slot` of the root bus, and let it translate what all other slots do.
 
     Not those of root ports: theirs are messages of QEMU's own, which nobody translates (what is behind them, it does).
+    With `ats` the host is said to pass ATS on, without which no kernel uses it.
     Raises `LabError` when the tree has no PCI host with a 64-bit window.
     """
     try:
@@ -85,6 +86,8 @@ def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = ()) -> SmmuTree:
         ranges = [(low, phandle, low, high - low) for low, high in others if low < high]
         tree.setprop(host, "iommu-map", b"".join(_cells(*each) for each in ranges))
         tree.setprop_u32(host, "iommu-map-mask", _REQUESTERS - 1)
+        if ats:
+            tree.setprop_bool(host, "ats-supported", True)
 
         interrupt = _FIRST_INTERRUPT + slot % _INTERRUPTS
         node = tree.add_subnode(tree.path_offset("/"), f"iommu@{address:x}")

@@ -112,8 +112,8 @@ class Stage:
             for number, script in enumerate(scenario.script):
                 if number:
                     outcome.log += self._log()
-                    outcome.steps.append("the guest reboots")
-                    self.rig.reboot()
+                    outcome.steps.append("the machine is reset, and the guest boots anew")
+                    self.rig.reboot(hard=True)
                 self._run(script, outcome, scenario.expect.within)
             before = list(outcome.log)
             deadline = time.monotonic() + scenario.expect.settle
@@ -214,15 +214,16 @@ class Runner:
 
 
 def _key(scenario: Scenario, seed: int) -> object:
-    return scenario.machine, scenario.driver, repr(scenario.smmu), seed
+    return scenario.machine, scenario.driver, repr(scenario.smmu), scenario.kernel_ats, seed
 
 
 def _machine(scenario: Scenario, directory: Path) -> str | Path:
     """The machine with the SMMU that the scenario asks for, as a file in `directory`."""
-    if not scenario.smmu:
+    if not scenario.smmu and not scenario.kernel_ats:
         return scenario.machine
     text = (machine_directory() / f"{scenario.machine}.toml").read_text(encoding="utf-8")
     lines = [f"{key} = {json.dumps(value)}" for key, value in scenario.smmu.items()]
+    first = f"kernel_ats = {json.dumps(scenario.kernel_ats)}"
     path = directory / "machine.toml"
-    path.write_text("\n".join([text, "[smmu]", *lines, ""]), encoding="utf-8")
+    path.write_text("\n".join([first, text, "[smmu]", *lines, ""]), encoding="utf-8")
     return path

@@ -5,7 +5,7 @@ shows = "The driver waits a second, says so, and goes on."
 bug_class = "…"
 driver = "linux"                   # who drives the SMMU; "raw": the script, by viommu.driver, and `why_raw`
 references = [{ what = "…", url = "https://…" }]
-script = '''…'''                   # Python, with /viommu/inside to import from; of several, the guest reboots between
+script = '''…'''                   # Python, with /viommu/inside to import from; of several, the machine is reset between
 
 [smmu]                             # of the machine, where it matters
 caching = "hostile"
@@ -60,6 +60,8 @@ class Scenario(_Strict):
     """Why the guest's own driver cannot be brought there."""
     machine: str = "aarch64-virt"
     smmu: Mapping[str, Any] = {}
+    kernel_ats: bool = False
+    """The guest's kernel may use ATS."""
     seed: int = 0
     script: Annotated[tuple[str, ...], Field(min_length=1)]
     spoils: bool = False
