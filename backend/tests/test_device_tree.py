@@ -49,7 +49,7 @@ def test_the_node() -> None:
     assert props(made.blob, "/iommu@8000000000") == {
         "compatible": b"arm,smmu-v3\0",
         "reg": cells(0x80, 0, 0, 0x2_0000),
-        "interrupts": cells(0, 4, 4),
+        "interrupts": cells(0, 4, 1),
         "interrupt-names": b"combined\0",
         "#iommu-cells": cells(1),
         "dma-coherent": b"",
@@ -74,7 +74,7 @@ def test_every_function_but_the_bridge_and_the_smmu_is_translated(slot: int, map
 @pytest.mark.parametrize(("slot", "interrupt"), [(1, 4), (2, 5), (3, 6), (4, 3), (5, 4)])
 def test_the_interrupt_is_that_of_the_slot(slot: int, interrupt: int) -> None:
     node = props(add_smmu(a_tree(HIGH_WINDOW), slot).blob, "/iommu@8000000000")
-    assert node["interrupts"] == cells(0, interrupt, 4)
+    assert node["interrupts"] == cells(0, interrupt, 1)
 
 
 def test_the_rest_of_the_tree_stays() -> None:

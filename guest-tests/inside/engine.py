@@ -81,7 +81,9 @@ class Frame:
         self._put64(UserFrame.udata2, 0)
         place = self._privileged + offset_of(PrivilegedFrame.substreamid)
         self._dwords[place >> 2] = NO_SUBSTREAM_ID if substream_id is None else substream_id
-        self._dwords[self._privileged >> 2] = PrivilegedFrame(ats_enable=ats, pri_enable=pri).qwords()[0]
+        self._dwords[self._privileged >> 2] = PrivilegedFrame(
+            ats_enable=ats, pri_enable=pri
+        ).qwords()[0]
         self._put32(UserFrame.cmd, command)
 
     @property

@@ -27,7 +27,9 @@ _REQUESTERS = 0x1_0000  # on a bus of its own, one a function
 _FUNCTIONS = 8  # of a slot
 # The pins of `virt`'s slots take turns on four level-triggered shared interrupts from this one on.
 _FIRST_INTERRUPT, _INTERRUPTS = 3, 4
-_SHARED, _LEVEL_HIGH = 0, 4
+# QEMU lets the pin go when the guest accesses any register of the function, as the driver does while it waits for a
+# command with interrupts off: as a level the interrupt would be lost. By the architecture it is an edge anyway (3.18).
+_SHARED, _RISING_EDGE = 0, 1
 _WINDOW_64_BIT = 0x03  # the space code of a range of the PCI host
 _RANGE_CELLS = 7
 
@@ -95,7 +97,7 @@ def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = (), *, ats: bool = F
         tree.setprop_bool(node, "dma-coherent", True)
         tree.setprop_u32(node, "#iommu-cells", 1)
         tree.setprop_str(node, "interrupt-names", "combined")
-        tree.setprop(node, "interrupts", _cells(_SHARED, interrupt, _LEVEL_HIGH))
+        tree.setprop(node, "interrupts", _cells(_SHARED, interrupt, _RISING_EDGE))
         tree.setprop(node, "reg", _cells(address >> 32, address & 0xFFFF_FFFF, 0, SMMU_FRAME_SIZE))
         tree.setprop_str(node, "compatible", "arm,smmu-v3")
         tree.pack()

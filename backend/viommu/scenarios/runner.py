@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
+from viommu.control import ControlError
 from viommu.lab.assets import Assets
 from viommu.lab.config import machine_directory, scripts_directory
 from viommu.lab.errors import LabError
@@ -122,10 +123,11 @@ class Stage:
                 if outcome.passed or time.monotonic() > deadline:
                     break
                 time.sleep(_POLL)
+            self.rig.serving.control.call("faults.clear")
         except LabError as error:
             outcome.unmet.append(error.message)
-        if not self.rig.lost:
-            self.rig.serving.control.call("faults.clear")
+        except ControlError as error:
+            outcome.unmet.append(str(error))
         outcome.seconds = time.monotonic() - started
         return outcome
 
