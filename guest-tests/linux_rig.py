@@ -15,6 +15,8 @@ from viommu.layouts.records import EventRecord
 from viommu.trace_file import TraceReader
 
 INSIDE = Path(__file__).with_name("inside")
+DOMAINS = "iommu.passthrough=0 iommu.strict=1"
+"""For the kernel's command line: the default domains of Debian's kernel, for those that choose others."""
 
 Event = dict[str, Any]
 Result = dict[str, Any]
@@ -39,6 +41,7 @@ class LinuxRig:
             ledger=ledger,
             linux_driver=True,
             scripts=INSIDE,
+            command_line=DOMAINS,
             **kernel,
         )
         self.boot_events: list[Event] = []
@@ -52,7 +55,8 @@ class LinuxRig:
         self.rig.start()
         self._trace = self.rig.serving.trace()
         self.boot_events = self._trace.read()
-        self.run("modprobe vfio_iommu_type1")
+        # As modules or built in; what the console tells if not is the error's evidence.
+        self.run("ls -d /sys/bus/pci/drivers/vfio-pci /sys/module/vfio_iommu_type1")
 
     def close(self) -> None:
         if self._trace is not None:
@@ -126,6 +130,12 @@ def commands(events: list[Event], opcode: str) -> list[str]:
     """The commands of that opcode, as text."""
     consumed = [event for event in events if event["kind"] == "CommandConsumed"]
     return [event["text"] for event in consumed if event["opcode"] == opcode]
+
+
+def contexts(events: list[Event]) -> list[str]:
+    """The CDs that were fetched and have a table, as text."""
+    fetched = [event["text"] for event in events if event["kind"] == "StructureFetched"]
+    return [text for text in fetched if "ttb0=" in text]
 
 
 def syncs(events: list[Event]) -> Steps:

@@ -60,8 +60,6 @@ def test_a_guest_is_watched_blocked_and_let_go(machine: str, how: str, assets: A
         rig.serving.trace() as trace,
     ):
         guest, host, watch = rig.guest, rig.serving.control, Watch(trace)
-        if stock:
-            guest.check("modprobe vfio_iommu_type1")
         guest.python(f"/viommu/inside/host_rounds.py {how} > /tmp/rounds 2>&1 &")
         watch.until(lambda events: len(moved(events)) > 100)
 

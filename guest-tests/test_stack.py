@@ -133,7 +133,7 @@ def test_surprise_removal_with_references_held(boot: Callable[..., Rig]) -> None
         start(guest, FUNCTION, ALL)
         control.call("stack.reference", device="engine1", holder="a test")
         pulled = control.call("stack.surprise_remove", device="engine1")
-        assert pulled == {"status": "STATUS_PENDING"}
+        assert pulled == {"status": "PENDING"}
         result = end(guest)
         assert (result["gone"], result["late"]) == (True, False)
         assert 0 < result["pages"] < PAGES

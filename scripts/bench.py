@@ -18,7 +18,7 @@ from statistics import median
 
 from rich.console import Console
 from rich.table import Table
-from scripts import bench_guest, bench_host
+from scripts import bench_guest, bench_host, bench_points
 
 from viommu import hot
 from viommu.driver.access import Poll
@@ -32,6 +32,7 @@ from viommu.lab.errors import LabError
 from viommu.lab.serving import Serving
 from viommu.memory import GuestMemory
 from viommu.smmu import Access, Smmu
+from viommu.trace import Tracer
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -142,11 +143,11 @@ class Bench:
     scattered = 0x1_0000_0000
     blocks = 0x2_0000_0000
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
         self.ram = memoryview(mmap.mmap(-1, RAM_SIZE))
         memory = GuestMemory()
         memory.add_region(RAM_BASE, RAM_SIZE, self.ram)
-        self.smmu = Smmu(memory)
+        self.smmu = Smmu(memory, tracer=tracer)
         arena = Arena([(RAM_BASE, self.ram[: DATA - RAM_BASE])])
         self.driver = SmmuDriver(ModelRegisters(self.smmu), arena, Poll(relax=self._step))
         self.driver.reset()
@@ -242,6 +243,34 @@ def measure_dma(bench: Bench) -> list[Result]:
             "memmove", DMA_SIZE / plain_time / 1e9, plain_time / cold_time, "≥ 0.4", plain_time / cold_time >= 0.4,
         )
     )  # fmt: skip
+    return results
+
+
+def measure_points() -> list[Result]:
+    """The share of a DMA, and of an invalidation, that goes into points at which no plan interferes."""
+    data = bytes(4096)
+
+    def dma(tracer: Tracer) -> Callable[[], None]:
+        port = Bench(tracer).port
+
+        def call() -> None:
+            with port.begin(Bench.scattered, 4096, write=True) as transfer:
+                transfer.write_from(data)
+
+        return call
+
+    def invalidation(tracer: Tracer) -> Callable[[], None]:
+        return Bench(tracer).forget
+
+    results = []
+    for what, work in (("DMA write of 4 KiB", dma), ("TLBI and CMD_SYNC", invalidation)):
+        whole, part, ratio = bench_points.share(work)
+        results.append(
+            Result(
+                f"fault points without a plan, of a {what}", part, "µs", "the whole", whole,
+                ratio, "≤ 0.05", ratio <= 0.05,
+            )
+        )  # fmt: skip
     return results
 
 
@@ -372,6 +401,7 @@ def main() -> int:
     results += (
         measure_dma(bench)
         + measure_host(bench)
+        + measure_points()
         + measure_translation(bench)
         + measure_attach(bench)
     )

@@ -39,7 +39,6 @@ def _measure(guest: Guest) -> dict[str, float]:
 def vfio_copy_seconds() -> float:
     """Seconds in which the engine copies 64 MiB that VFIO mapped as 4 KiB pages, as the guest sees it."""
     with Rig(MACHINE, linux_driver=True, scripts=scripts_directory()) as rig:
-        rig.guest.check("modprobe vfio_iommu_type1")
         output = rig.guest.python("/viommu/inside/linux.py vfio dma", timeout=120)
     (case,) = (json.loads(line) for line in output.splitlines() if line.startswith('{"case"'))
     (largest,) = (result for result in case["results"] if result["size"] == 64 << 20)

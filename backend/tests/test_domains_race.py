@@ -96,7 +96,7 @@ class Race:
         self.window[:] = BLANK
         while any(engine.busy for engine in self.engines):
             self.turn()
-        self.late += self.window != BLANK
+        self.late += bytes(self.window) != BLANK
         if not complete:
             rig.detach(domain, self.device)
         remapping.service_faults()

@@ -23,6 +23,11 @@ RULES: dict[str, tuple[Path, set[str]]] = {
         BACKEND / "viommu/stack/manager.py",
         {"viommu.layouts", "viommu.trace"},
     ),
+    "viommu.ledger": (
+        BACKEND / "viommu/ledger",
+        {"viommu.layouts", "viommu.memory", "viommu.trace", "viommu.smmu", "viommu.endpoints.port"}
+        | {"rich"},
+    ),
     "viommu.driver": (BACKEND / "viommu/driver", {"viommu.layouts"}),
     "vfio_user": (BINDINGS / "vfio_user", set()),
 }

@@ -44,7 +44,7 @@ def test_the_commands_work(viommu: Run, home: Path) -> None:
             outcome = viommu(*words, "--json")
             assert (outcome.code, outcome.err) == (0, ""), line
             said.append(json.loads(outcome.out))
-        assert said[3] == {"status": "STATUS_PENDING"}
+        assert said[3] == {"status": "PENDING"}
         assert said[4][0]["references"] == {"trace": 1, "me (held)": 1}
         assert said[-1] == []
         assert sorted(path.name for path in home.rglob("*.sock")) == ["control.sock", "smmu.sock"]

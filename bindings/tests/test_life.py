@@ -13,7 +13,7 @@ import pytest
 
 from vfio_user import ClientLost, DeviceError, PciDevice, SocketBusy, SocketError
 
-from .client import Client
+from .client import Client, Command
 from .conftest import Connect
 from .scratch import Scratch
 
@@ -111,6 +111,16 @@ def test_close_removes_the_socket_and_tells(client: Client, device: PciDevice) -
     for use in (device.fileno, device.realize, device.set_interrupts):
         with pytest.raises(DeviceError, match="closed"):
             use()
+
+
+def test_a_request_that_close_leaves_unanswered_ends_in_end_of_file(
+    client: Client, device: PciDevice
+) -> None:
+    client.send(Command.DEVICE_RESET)
+    device.close()
+    assert client.socket.recv(1) == b"", "and not in a connection reset"
+    with pytest.raises(BrokenPipeError):
+        client.send(Command.DEVICE_RESET)
 
 
 def test_descriptors_do_not_pass_to_children(client: Client, device: PciDevice) -> None:

@@ -146,14 +146,20 @@ class Context:
         return bool(result >= 0)
 
     def hang_up(self) -> None:
-        """Close the connection to the client; the library finds out at its next reply."""
+        """Close the connection to the client; the library finds out at its next reply.
+
+        The client reads the end of the stream. If a request of its was left unread, the kernel would tell it of a
+        connection reset instead, and QEMU 11.1 aborts on that (`error_setv: Assertion '*errp == NULL'`).
+        """
         if not self.attached:
             return
         with (
             socket.socket(fileno=os.dup(self.fileno())) as connection,
             contextlib.suppress(OSError),
         ):
-            connection.shutdown(socket.SHUT_RDWR)
+            connection.shutdown(socket.SHUT_RDWR)  # no more can come …
+            while connection.recv(1 << 16):  # … and nothing is left
+                pass
 
     def remove_socket(self) -> None:
         """Unlink the socket, unless another server has put its own in that place."""

@@ -335,13 +335,13 @@ class PciDevice:
             return
         self._closed = True
         context.remove_socket()
+        context.hang_up()
         self._config.reset()
         memory = let_go(self._config.data, self._config_memory)
         if memory is None:
             context.destroy()
         else:
             context.log.error("a view of the config space is still held: it is freed after that")
-            context.hang_up()
             weakref.finalize(memory, context.destroy).atexit = False
         was_attached, context.attached = context.attached, False
         if was_attached and self.on_disconnect is not None:

@@ -124,6 +124,22 @@ def read_only() -> dict[str, Json]:
     return _refused(session, memory, DESTINATION)
 
 
+def last_page() -> dict[str, Json]:
+    """Map the highest IOVAs that there are, and write there and beyond."""
+    session, memory = Session(), Memory(PAGE)
+    end = session.container.iova_end()
+    session.container.map(end - PAGE, memory)
+    before = session.dma(RAND48, end - 4096, 4096, seed=4).status
+    landed = memory.copy()[-4096:] == page_pattern(4, end - 4096)
+    memory.clear()
+    return {
+        "end": end,
+        "before": before,
+        "landed": landed,
+        **_refused(session, memory, end),
+    }
+
+
 def _refused(session: Session, memory: Memory, iova: int) -> dict[str, Json]:
     """A write by DMA that must not go through; `memory` is zero."""
     log = KernelLog()
@@ -254,6 +270,7 @@ CASES: dict[str, Callable[[], dict[str, Json]]] = {
     "dma": dma,
     "unmap": unmap,
     "read-only": read_only,
+    "last-page": last_page,
     "close-in-flight": close_in_flight,
     "unmap-in-flight": unmap_in_flight,
     "reopen": reopen,

@@ -7,10 +7,7 @@ DEVICES = "/sys/bus/pci/devices"
 _COMMAND, _EXTENDED = 4, 0x100
 _BUS_MASTER = 1 << 2
 _INTX_DISABLE = 1 << 10
-_EXTENDED = 0x100
-_ATS_CAPABILITY = 0x0F
-_ATS_CONTROL = 6
-_ATS_ENABLE = 1 << 15
+_ATS_CAPABILITY, _ATS_CONTROL, _ATS_ENABLE = 0x0F, 6, 1 << 15
 
 
 class Function:
@@ -74,19 +71,10 @@ class Function:
 
     def set_ats(self, on: bool) -> None:
         """Let the function use ATS, or not; `LookupError` when it has none."""
-        descriptor = os.open(f"{self.path}/config", os.O_RDWR)
-        try:
-            place = _EXTENDED
-            while place:
-                header = int.from_bytes(os.pread(descriptor, 4, place), "little")
-                if header & 0xFFFF == _ATS_CAPABILITY:
-                    control = _ATS_ENABLE if on else 0
-                    os.pwrite(descriptor, control.to_bytes(2, "little"), place + _ATS_CONTROL)
-                    return
-                place = header >> 20
-        finally:
-            os.close(descriptor)
-        raise LookupError(f"{self.address} has no ATS")
+        place = self.extended_capability(_ATS_CAPABILITY)
+        if not place:
+            raise LookupError(f"{self.address} has no ATS")
+        self.set_config(place + _ATS_CONTROL, _ATS_ENABLE if on else 0)
 
     def map_bar(self, index: int = 0) -> memoryview:
         """The bytes of a BAR. Access them through a cast of the width that the register has."""

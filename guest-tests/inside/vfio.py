@@ -14,8 +14,9 @@ _BASE = 0x3B << 8 | 100
 _GET_API_VERSION, _CHECK_EXTENSION, _SET_IOMMU = _BASE, _BASE + 1, _BASE + 2
 _GROUP_GET_STATUS, _GROUP_SET_CONTAINER, _GROUP_GET_DEVICE_FD = _BASE + 3, _BASE + 4, _BASE + 6
 _GET_REGION_INFO, _SET_IRQS = _BASE + 8, _BASE + 10
-_MAP_DMA, _UNMAP_DMA = _BASE + 13, _BASE + 14
+_GET_INFO, _MAP_DMA, _UNMAP_DMA = _BASE + 12, _BASE + 13, _BASE + 14
 _TYPE1V2 = 3
+_INFO_SIZE, _IOVA_RANGES = 1024, 1
 _VIABLE = 1
 _READ, _WRITE = 1, 2
 _INTX_TRIGGER, _INTX_UNMASK = 1 << 2 | 1 << 5, 1 << 0 | 1 << 4
@@ -71,6 +72,19 @@ class Container:
     def set_iommu(self) -> None:
         """Attach the groups; once there is one."""
         ioctl(self.descriptor, _SET_IOMMU, _TYPE1V2)
+
+    def iova_end(self) -> int:
+        """Where the last range of IOVAs ends that can be mapped."""
+        info = bytearray(_INFO_SIZE)
+        struct.pack_into("I", info, 0, _INFO_SIZE)
+        ioctl(self.descriptor, _GET_INFO, info)
+        (place,) = struct.unpack_from("I", info, 16)
+        while place:
+            capability, _, following, ranges = struct.unpack_from("HHII", info, place)
+            if capability == _IOVA_RANGES:
+                return int(struct.unpack_from("Q", info, place + 8 + 16 * ranges)[0]) + 1
+            place = following
+        raise OSError("the kernel does not say which IOVAs can be mapped")
 
     def map(
         self, iova: int, memory: Memory, *, offset: int = 0, size: int = 0, write: bool = True

@@ -13,6 +13,8 @@ from viommu.lab.guest import Guest
 # A root port takes no 64-bit window in advance, which the kernel would place before the SMMU's registers.
 COMMAND_LINE = "fw_devlink=permissive deferred_probe_timeout=-1 pci=hpmmioprefsize=0"
 _FUNCTIONS = "/sys/bus/pci/devices"
+# Loads what is not built in. Without a folder of modules there may be a driver all the same.
+_HAS_VFIO = "modprobe -a vfio-pci vfio_iommu_type1; test -e /sys/bus/pci/drivers/vfio-pci"
 _FIRST_REGION = re.compile(r"0x([0-9a-f]{16}) 0x([0-9a-f]{16}) ")
 
 
@@ -66,7 +68,7 @@ class LinuxSmmu:
         if result.status:
             said = guest.run("dmesg | grep -e iommu -e smmu | tail -n 5").output.strip()
             raise SmmuNotBound(f"arm-smmu-v3 did not take the SMMU; the kernel said: {said}")
-        if self.endpoints and not guest.run("modprobe vfio-pci").status:
+        if self.endpoints and not guest.run(_HAS_VFIO).status:
             guest.check("\n".join(_give_to_vfio(device) for device in self.endpoints))
 
 

@@ -52,7 +52,9 @@ def module_files(directory: Path) -> dict[str, bytes]:
     Raises `ConfigError` when that is no folder of kernel modules.
     """
     if not (directory / "modules.dep").is_file():
-        raise ConfigError(f"{directory} is no folder of kernel modules: it has no modules.dep")
+        raise ConfigError(
+            f"{directory} is no folder of kernel modules: it has no modules.dep, which depmod makes"
+        )
     return {
         f"lib/modules/{directory.name}/{path.relative_to(directory)}": path.read_bytes()
         for path in sorted(directory.rglob("*"))

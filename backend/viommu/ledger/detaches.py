@@ -5,6 +5,7 @@ from typing import Any
 
 from viommu.layouts.commands import CFGI_ALL_RANGE, Opcode, StreamCommand
 from viommu.ledger.findings import Finding, Severity, Stay
+from viommu.smmu.tlb import STAGE_2
 
 Record = Mapping[str, Any]
 _WORKING = ("translate", "bypass")
@@ -173,15 +174,15 @@ def domain_name(record: Record) -> str:
     """`ASID 3`, `VMID 7`, both, or `bypass`."""
     if record["state"] == "bypass":
         return "bypass"
-    return owner_name(record["vmid"], record["asid"], nested=record["s2_ttb"] is not None)
+    return owner_name(record["vmid"], record["asid"])
 
 
-def owner_name(vmid: int, asid: int | None, *, nested: bool = False) -> str:
-    """What TLB entries belong to."""
-    if asid is None or asid == -2:  # STAGE_2
+def owner_name(vmid: int, asid: int | None) -> str:
+    """What TLB entries belong to. An ASID below 0 is one of the TLB's own: of stage 2, or of global entries."""
+    if asid is None or asid == STAGE_2:
         return f"VMID {vmid}"
     name = "the global entries" if asid < 0 else f"ASID {asid}"
-    return f"{name} of VMID {vmid}" if vmid or nested else name
+    return f"{name} of VMID {vmid}" if vmid else name
 
 
 def _count(stay: Stay, record: Record, size: int) -> None:

@@ -80,7 +80,7 @@ class Smmu:
         tracer: Tracer | None = None,
         interrupt: Callable[[], object] = lambda: None,
     ) -> None:
-        self.memory = memory
+        self.memory, self.interrupt = memory, interrupt
         self.features = features = features or Features()
         ats, pri = features.ats, features.pri
         self._writable_cr0 = _CR0 | (_CR0_ATS if ats else 0) | (_CR0_PRI if pri else 0)
@@ -100,7 +100,6 @@ class Smmu:
             execute_never_2=features.stage_2_execute,
         )
         self.configuration = Configuration(memory, features, walker, tracer)
-        self.interrupt = interrupt
         self._registers: dict[int, int] = {}
         self._interrupts = Interrupts(
             self._registers, memory, features, tracer, pulse=lambda: self.interrupt()
@@ -187,7 +186,7 @@ class Smmu:
         self.page_requests.reset()
         self.atos.reset()
         self.stalls.terminate_all()
-        self.transactions.enabled = self.transactions.global_abort = False
+        self.transactions.reset()
         self._set_failed(False)
         self.ats.enabled = self.ats.checks = False
         self.ats.records_errors = self.ats.records_bad_stream = False
@@ -456,12 +455,14 @@ class Smmu:
     @property
     def busy(self) -> bool:
         """`step` has something to do."""
-        return self.commands.busy
+        return self.commands.busy or self.transactions.has_hints
 
     def step(self) -> bool:
-        """Consume some commands; True when more can be consumed."""
+        """Consume some commands, or else follow one prefetch; True when there is more to do."""
+        if not self.commands.busy and self.transactions.has_hints:
+            self.transactions.follow_hint()
         self.commands.step()
-        return self.commands.busy
+        return self.busy
 
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """See `Transactions.translate`."""

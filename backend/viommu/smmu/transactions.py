@@ -1,7 +1,9 @@
 """The SMMU as client devices see it: a transaction is translated, aborted or stalled (IHI 0070, 3.3 and 3.12)."""
 
 from array import array
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from viommu.layouts.commands import Opcode, StreamCommand
@@ -15,6 +17,8 @@ from viommu.smmu.points import TransactionArrived
 from viommu.smmu.stall import StallTable
 from viommu.smmu.translation import Translation, Translator
 from viommu.trace import Refuse, Replace, Tracer
+
+_MOST_HINTS = 64
 
 
 class Transactions:
@@ -35,6 +39,7 @@ class Transactions:
         self.global_abort = False
         self.failed = False
         """Service failure mode: nothing goes through (12.3)."""
+        self._hints: deque[StreamCommand] = deque()
         self._configuration = configuration
         self._translator = translator
         self._events = events
@@ -42,6 +47,11 @@ class Transactions:
         self._stalls = stalls
         self._tracer = tracer
         self._records_bad_stream = records_bad_stream
+
+    def reset(self) -> None:
+        """As after reset: everything passes by."""
+        self.enabled = self.global_abort = False
+        self._hints.clear()
 
     def translate(self, access: Access, iova: int, size: int) -> Translation:
         """Translate `size` bytes from `iova`, or as many as go through before the first fault.
@@ -161,16 +171,25 @@ class Transactions:
         )
 
     def prefetch(self, command: StreamCommand) -> None:
-        """Fill the caches; a fault on the way is nobody's business (4.2)."""
+        """A hint (4.2): the caches are filled when there is nothing else to do, or not at all if there are too many."""
+        if len(self._hints) < _MOST_HINTS:
+            self._hints.append(command)
+
+    @property
+    def has_hints(self) -> bool:
+        """`follow_hint` has something to do."""
+        return bool(self._hints)
+
+    def follow_hint(self) -> None:
+        """Fill the caches as the oldest hint says; a fault on the way is nobody's business."""
+        command = self._hints.popleft()
         substream_id = command.substream_id if command.ssv else None
         access = Access(command.stream_id, substream_id, privileged=True)
         if not self.enabled:
             return
         address = command.value >> 64 & ~0xFFF
-        try:
+        with suppress(Fault):
             if command.opcode == Opcode.CMD_PREFETCH_ADDR:
                 self._translator.translate(access, address, 1)
             else:
                 self._configuration.lookup(access, 0)
-        except Fault:
-            pass

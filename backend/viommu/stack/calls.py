@@ -140,9 +140,9 @@ def _driver_state(driver: DriverObject) -> str:
 
 def _result(status: NtStatus, about: str) -> dict[str, str]:
     _expect(status, about)
-    return {"status": str(status)}
+    return {"status": status.name}
 
 
 def _expect(status: NtStatus, about: str) -> None:
     if not status.success:
-        raise Refused(f"{about}: {status}", status=str(status), value=f"{status:#010x}")
+        raise Refused(f"{about}: {status.name} ({status:#010x})", status=status.name)
