@@ -43,6 +43,14 @@ def test_root_ports_are_not_behind_the_smmu() -> None:
     assert host["iommu-map"] == mapped
 
 
+def test_ats_is_for_those_who_ask() -> None:
+    host, asked = (
+        props(add_smmu(a_tree(HIGH_WINDOW), 1, ats=ats).blob, "/pcie@10000000")
+        for ats in (False, True)
+    )
+    assert asked == {**host, "ats-supported": b""}
+
+
 def test_the_node() -> None:
     made = add_smmu(a_tree(PORTS, LOW_WINDOW, HIGH_WINDOW), 1)
     assert (made.address, made.node) == (HIGH, "8000000000.iommu")

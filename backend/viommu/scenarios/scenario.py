@@ -5,7 +5,7 @@ shows = "The driver waits a second, says so, and goes on."
 bug_class = "…"
 driver = "linux"                   # who drives the SMMU; "raw": the script, by viommu.driver, and `why_raw`
 references = [{ what = "…", url = "https://…" }]
-script = '''…'''                   # Python, with /viommu/inside to import from; of several, the machine is reset between
+script = '''…'''                   # Python that imports from /viommu/inside; between several the machine is reset
 
 [smmu]                             # of the machine, where it matters
 caching = "hostile"
