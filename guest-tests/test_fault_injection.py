@@ -21,7 +21,7 @@ def load(linux: LinuxRig) -> Iterator[Load]:
         control(linux, "faults.load", plan=plan)
 
     yield from_text
-    if not linux.lost:
+    if not linux.rig.lost:
         control(linux, "faults.clear")
 
 
