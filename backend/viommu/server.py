@@ -99,7 +99,7 @@ class Server:
         self.io = IoManager(self.tracer)
         """The stacks: each endpoint is a device object of its model's driver."""
         StackCalls(self.io, self.methods)
-        ServerCalls(self.methods)
+        ServerCalls(self.methods, self._give_up)
         FunctionCalls(lambda: {each.name: each for each in self._functions}, self.methods)
         self._ports: dict[str, DmaPort] = {}
         self.faults = FaultControl(
@@ -229,8 +229,14 @@ class Server:
         if oldest is not self._awaited[0]:
             self._awaited = oldest, now
         elif now - self._awaited[1] > self._patience:
-            self._awaited = None, 0.0
-            _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
+            self._give_up()
+
+    def _give_up(self) -> int:
+        """Let the time run out that functions have to answer ATS invalidations; returns how many had not."""
+        self._awaited = None, 0.0
+        count = self._smmu.give_up() if self._smmu is not None else 0
+        _log.warning("%d ATS invalidations were not answered in time", count)
+        return count
 
     def _guest_came(self) -> None:
         if sum(function.device.attached for function in self._functions) == 1:

@@ -13,6 +13,7 @@ from viommu.cli.demo import ActFailed
 from viommu.control import ControlError
 from viommu.faults.plan import PlanError
 from viommu.lab.errors import GuestError, LabError, QemuTooOld
+from viommu.scenarios import ScenarioError
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -27,7 +28,15 @@ def explained(console: Console) -> Iterator[None]:
     with _orderly_end():
         try:
             yield
-        except (LabError, VfioUserError, ActFailed, ControlError, PlanError, OSError) as error:
+        except (
+            LabError,
+            VfioUserError,
+            ActFailed,
+            ControlError,
+            PlanError,
+            ScenarioError,
+            OSError,
+        ) as error:
             complain(console, _sentence(error))
             if isinstance(error, GuestError):
                 console.print(str(error.evidence), style="dim", highlight=False, markup=False)

@@ -30,6 +30,7 @@ from viommu.cli.options import (
     SeedOption,
 )
 from viommu.cli.run import report, run
+from viommu.cli.scenario import scenarios
 from viommu.faults.plan import Plan
 from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
@@ -53,6 +54,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(scenarios, name="scenario")
 _out = Console()
 _err = Console(stderr=True)
 

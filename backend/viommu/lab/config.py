@@ -70,6 +70,8 @@ class Machine(_Strict):
     accelerator: Annotated[str, Field(pattern=r"^(tcg|kvm)(,.+)?$")] = "tcg"
     console: Annotated[str, Field(pattern=r"^tty[A-Za-z]+[0-9]+$")]
     command_line: str = ""
+    kernel_ats: bool = False
+    """The guest's kernel may let functions use ATS: its device tree says that the PCI host passes it on."""
     timeouts: Timeouts = Timeouts()
     smmu: Profile = Profile()
     devices: tuple[Device, ...] = ()

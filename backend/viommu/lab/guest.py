@@ -120,10 +120,11 @@ class Guest:
             self.close()
             raise
 
-    def reboot(self, timeout: float | None = None) -> None:
+    def reboot(self, timeout: float | None = None, *, hard: bool = False) -> None:
         """Let the guest reboot, and wait until it takes commands again; QEMU and its devices stay.
 
-        It boots the same kernel, initial RAM disk and device tree. `timeout` is as for `start`.
+        It boots the same kernel, initial RAM disk and device tree. With `hard` the machine is reset as by its button,
+        and the kernel switches nothing off before. `timeout` is as for `start`.
         """
         self._require()
         assert self._console is not None
@@ -132,7 +133,10 @@ class Guest:
         self._execute("set-action", {"reboot": "reset"})
         self._failure = LabError("the guest was left alone while it rebooted")
         try:
-            self._console.send(b"reboot -f\n")
+            if hard:
+                self._execute("system_reset", {})
+            else:
+                self._console.send(b"reboot -f\n")
         except ConsoleClosed as error:
             raise self._explain(error, "rebooting", limit) from None
         self._greet(deadline, limit)
