@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,6 +53,18 @@ def run(
     keep: Annotated[
         bool, typer.Option("--keep", help="Give you the guest's console afterwards.")
     ] = False,
+    kernel: Annotated[
+        Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
+    ] = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its modules: a lib/modules/<release> directory.", exists=True, file_okay=False
+        ),
+    ] = None,
+    guest: Annotated[
+        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
+    ] = None,
 ) -> None:
     """Boot a stock guest, do to it what the scenario says, and compare with what a healthy kernel makes of it.
 
@@ -60,7 +73,7 @@ def run(
     with explained(_err):
         chosen = _chosen(names)
         started, failed = time.monotonic(), []
-        with Runner() as runner:
+        with Runner(guest={"kernel": kernel, "modules": modules, "image": guest}) as runner:
             for scenario in chosen:
                 with _err.status(f"{scenario.name}: {scenario.title}"):
                     outcome = runner.run(scenario, seed, keep=keep)
@@ -102,7 +115,7 @@ def show(console: Console, outcome: Outcome) -> None:
     console.print(f"{scenario.shows}\n", style="italic", highlight=False)
     _list(console, "What was done", outcome.steps)
     _list(console, "What went wrong on purpose", [_injection(each) for each in outcome.injections])
-    _list(console, "What the kernel said", outcome.log)
+    _list(console, "What the kernel said", outcome.told)
     if outcome.verdict is not None:
         console.print("The ledger:", style="bold")
         outcome.verdict.print(console)
