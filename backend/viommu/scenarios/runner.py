@@ -148,7 +148,8 @@ class Stage:
             for line in guest.console_log()[before:].splitlines():
                 if line.startswith('{"step"'):
                     said = json.loads(line)
-                    outcome.steps.append(said["step"])
+                    facts = ", ".join(f"{name}={value}" for name, value in said["facts"].items())
+                    outcome.steps.append(f"{said['step']}{facts and f' ({facts})'}")
                     outcome.facts |= said["facts"]
         if ran.status:
             last = (ran.output.strip().splitlines() or ["it said nothing"])[-1]
