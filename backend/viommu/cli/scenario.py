@@ -2,7 +2,9 @@
 
 import json
 import time
-from typing import Annotated
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -52,6 +54,18 @@ def run(
     keep: Annotated[
         bool, typer.Option("--keep", help="Give you the guest's console afterwards.")
     ] = False,
+    kernel: Annotated[
+        Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
+    ] = None,
+    modules: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its modules: a lib/modules/<release> directory.", exists=True, file_okay=False
+        ),
+    ] = None,
+    guest: Annotated[
+        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
+    ] = None,
 ) -> None:
     """Boot a stock guest, do to it what the scenario says, and compare with what a healthy kernel makes of it.
 
@@ -60,7 +74,7 @@ def run(
     with explained(_err):
         chosen = _chosen(names)
         started, failed = time.monotonic(), []
-        with Runner() as runner:
+        with Runner(guest={"kernel": kernel, "modules": modules, "image": guest}) as runner:
             for scenario in chosen:
                 with _err.status(f"{scenario.name}: {scenario.title}"):
                     outcome = runner.run(scenario, seed, keep=keep)
@@ -101,8 +115,8 @@ def show(console: Console, outcome: Outcome) -> None:
     console.rule(f"[bold]{scenario.name}[/]: {scenario.title}")
     console.print(f"{scenario.shows}\n", style="italic", highlight=False)
     _list(console, "What was done", outcome.steps)
-    _list(console, "What went wrong on purpose", [_injection(each) for each in outcome.injections])
-    _list(console, "What the kernel said", outcome.log)
+    _list(console, "What went wrong on purpose", _injections(outcome.injections))
+    _list(console, "What the kernel said", outcome.told)
     if outcome.verdict is not None:
         console.print("The ledger:", style="bold")
         outcome.verdict.print(console)
@@ -127,10 +141,23 @@ def _list(console: Console, title: str, lines: list[str]) -> None:
     console.print()
 
 
-def _injection(event: dict[str, object]) -> str:
+def _injections(events: list[dict[str, Any]]) -> list[str]:
+    """The first of each line of the plan, and how many there were."""
+    counts = Counter((event["kind"], event["line"]) for event in events)
+    lines = []
+    for event in events:
+        count = counts.pop((event["kind"], event["line"]), 0)
+        if count:
+            times = f", {count:,} times; the first" if count > 1 else ""
+            lines.append(f"line {event['line']}: {_injection(event)}{times}")
+            lines.append(f"  {event.get('where') or event['outcome']}")
+    return lines
+
+
+def _injection(event: dict[str, Any]) -> str:
     if event["kind"] == "EffectCalled":
-        return f"line {event['line']}: {event['method']} → {event['outcome']}"
-    return f"line {event['line']}: {event['action']} at {event['point']} ({event['where']})"
+        return str(event["method"])
+    return f"{event['action']} at {event['point']}"
 
 
 def _sum_up(console: Console, count: int, failed: list[Outcome], seconds: float) -> None:

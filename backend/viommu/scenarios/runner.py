@@ -1,6 +1,7 @@
 """Runs scenarios on real guests, and keeps a guest for the next one where that can be."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from viommu.lab.config import machine_directory, scripts_directory
 from viommu.lab.errors import LabError
 from viommu.lab.rig import Rig
 from viommu.ledger import Ledger, Verdict
-from viommu.scenarios.expectation import Found
+from viommu.scenarios.expectation import NEVER, Found
 from viommu.scenarios.scenario import Scenario
 from viommu.trace_file import TraceReader
 
@@ -45,6 +46,12 @@ class Outcome:
     def passed(self) -> bool:
         """Everything was as expected."""
         return not self.unmet
+
+    @property
+    def told(self) -> list[str]:
+        """The lines of the kernel's log that are about the SMMU or the devices, or that were expected."""
+        wanted = re.compile("|".join(["smmu", "iommu", "vfio", *self.scenario.expect.log]))
+        return [line for line in self.log if wanted.search(line) or NEVER.search(line)]
 
     @property
     def replay(self) -> str:
@@ -134,12 +141,16 @@ class Stage:
     def _run(self, script: str, outcome: Outcome, limit: float) -> None:
         guest = self.rig.guest
         guest.put(_SCRIPT, script.encode())
-        ran = guest.run(f"PYTHONPATH=/viommu:/viommu/inside exec python3 {_SCRIPT}", limit)
-        for line in ran.output.splitlines():
-            if line.startswith('{"step"'):
-                said = json.loads(line)
-                outcome.steps.append(said["step"])
-                outcome.facts |= said["facts"]
+        before = len(guest.console_log())
+        try:
+            ran = guest.run(f"PYTHONPATH=/viommu:/viommu/inside exec python3 {_SCRIPT}", limit)
+        finally:  # what it had said when it got stuck, too
+            for line in guest.console_log()[before:].splitlines():
+                if line.startswith('{"step"'):
+                    said = json.loads(line)
+                    facts = ", ".join(f"{name}={value}" for name, value in said["facts"].items())
+                    outcome.steps.append(f"{said['step']}{facts and f' ({facts})'}")
+                    outcome.facts |= said["facts"]
         if ran.status:
             last = (ran.output.strip().splitlines() or ["it said nothing"])[-1]
             raise LabError(f"the script in the guest failed: {last}")
