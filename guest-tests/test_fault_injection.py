@@ -10,14 +10,16 @@ from viommu.control import Refused
 from viommu.layouts.records import EventType
 
 Load = Callable[[str], None]
+MARK = "a plan is loaded"
+"""In the kernel's log, which other tests read too."""
 
 
 @pytest.fixture
 def load(linux: LinuxRig) -> Iterator[Load]:
-    """Loads a plan into the running server, and empties the kernel's log before."""
+    """Loads a plan into the running server, and marks the place in the kernel's log."""
 
     def from_text(plan: str) -> None:
-        linux.run("dmesg -c > /dev/null")
+        linux.run(f"echo '{MARK}' > /dev/kmsg")
         control(linux, "faults.load", plan=plan)
 
     yield from_text
@@ -30,9 +32,10 @@ def control(linux: LinuxRig, method: str, **parameters: Any) -> Any:
 
 
 def said(linux: LinuxRig, words: str) -> str:
-    """The kernel's log, once it has a line with `words`; at most a few seconds are given to it."""
+    """The kernel's log since the last plan, once it has a line with `words`; a few seconds are given to it."""
+    log = f"""dmesg | awk '/{MARK}/ {{ text = ""; next }} {{ text = text $0 "\\n" }} END {{ printf "%s", text }}'"""
     return linux.run(
-        f"for i in $(seq 50); do dmesg | grep -q '{words}' && break; sleep 0.1; done; dmesg"
+        f"for i in $(seq 50); do {log} | grep -q '{words}' && break; sleep 0.1; done; {log}"
     )
 
 
