@@ -88,6 +88,12 @@ class Queue:
             self._rig.doorbell(2 * self.id + 1, self.head)
         return found
 
+    def do_later(self, opcode: int, *dwords: int, nsid: int = 0, prp1: int = 0) -> None:
+        """One command, whose completion nobody looks at yet."""
+        self.put(command(opcode, *dwords, nsid=nsid, prp1=prp1))
+        self.ring()
+        self._rig.drain()
+
     def do(
         self, opcode: int, *dwords: int, nsid: int = 0, prp1: int = 0, prp2: int = 0
     ) -> Completion:

@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from viommu.endpoints.nvme.store import BlockStore, RamDisk
@@ -57,10 +59,14 @@ class RawFile:
         os.close(self._descriptor)
 
 
-def open_disk(path: Path | None, size: int | None) -> BlockStore:
-    """The store of a machine's disk: the file at `path`, which is made when `size` says how large, or RAM."""
-    if path is not None:
-        return RawFile(path, size)
-    if size is None:
-        raise ValueError("a disk in RAM needs a size")
-    return RamDisk(size)
+@contextmanager
+def open_disk(path: Path | None, size: int | None) -> Iterator[BlockStore]:
+    """The store of a machine's disk: the file at `path`, which is made when `size` says how large, or else RAM.
+
+    Raises `OSError` when the file cannot be opened.
+    """
+    if path is None:
+        yield RamDisk(size or 0)
+        return
+    with closing(RawFile(path, size)) as store:
+        yield store

@@ -110,6 +110,10 @@ class NvmeController:
         """`wired` says whether the interrupt pin is in use."""
         self._interrupts.wired = wired
 
+    def pin_released(self) -> None:
+        """The pin was asserted, and the guest's last access let go of it."""
+        self._interrupts.released()
+
     @property
     def capabilities(self) -> tuple[ExtendedCapability, ...]:
         """See `Endpoint`."""
@@ -123,10 +127,11 @@ class NvmeController:
     @property
     def busy(self) -> bool:
         """A task can go on."""
-        return self._engine is not None and self._engine.busy
+        return self._engine is not None and (self._engine.busy or self._interrupts.due)
 
     def step(self) -> bool:
         """Let one task go on."""
+        self._interrupts.step()
         if self._engine is not None:
             try:
                 self._engine.step()
@@ -160,10 +165,10 @@ class NvmeController:
         """Write 4 or 8 bytes of BAR0."""
         if bar != 0:
             return
+        self._interrupts.accessed()
         if size in (4, 8) and offset % 4 == 0:
             for place in range(0, size, 4):
                 self._write(offset + place, value >> 8 * place & _MASK)
-        self._interrupts.accessed()
 
     def _write(self, offset: int, value: int) -> None:
         if offset >= DOORBELLS:
@@ -174,6 +179,7 @@ class NvmeController:
                 self._interrupts.mask |= value
             case Register.INTMC:
                 self._interrupts.mask &= ~value
+                self._interrupts.unmasked()
             case Register.CC:
                 self._configure(Configuration(value & Configuration.mask()))
             case Register.AQA if not self._configuration.enable:
@@ -260,7 +266,7 @@ class NvmeController:
             self._engine.cancel()
             self._engine = None
         self._queues.clear()
-        self._interrupts.mask = 0
+        self._interrupts.reset()
         self._status = ControllerStatus()
 
     def _fail(self, why: str) -> None:

@@ -69,7 +69,9 @@ class Engine:
         queue = self._queues.completion.get(queue_id)
         if queue is None:
             self._happened(ErrorEvent.INVALID_DOORBELL_REGISTER)
-        elif not queue.ring(value):
+        elif queue.ring(value):
+            self._interrupts.acknowledged(queue)
+        else:
             self._happened(ErrorEvent.INVALID_DOORBELL_VALUE)
 
     def _happened(self, event: ErrorEvent) -> None:
