@@ -106,7 +106,6 @@ class Engine:
             queue.advance(count)
             for place in range(0, count * size, size):
                 self._begin(queue, SubmissionEntry.from_bytes(data[place:]))
-            yield None
         queue.fetch = None
 
     def _begin(self, queue: SubmissionQueue, entry: SubmissionEntry) -> None:

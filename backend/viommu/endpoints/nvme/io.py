@@ -66,7 +66,6 @@ class IoCommands:
         command = BlocksCommand(entry.value)
         offset, size, segments = yield from self._locate(command)
         buffer = self._load(offset, size)
-        yield None
         yield from self._transfers.move(segments, buffer, write=True)
         self._logs.reads += 1
         self._logs.bytes_read += size
