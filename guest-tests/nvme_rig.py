@@ -34,20 +34,19 @@ def pattern(number: int, size: int) -> bytes:
 
 
 class NvmeRig:
-    """Boots at `start()`. On aarch64 the guest's own driver has the SMMU before the disk."""
+    """Boots at `start()`. On aarch64 the guest's own driver has the SMMU before the disk, unless `smmu` is False."""
 
-    def __init__(self, machine: str, assets: Assets, directory: Path) -> None:
+    def __init__(self, machine: str, assets: Assets, directory: Path, *, smmu: bool = True) -> None:
         self.machine = machine
         self.image = directory / "disk.raw"
         self._path = directory / "machine.toml"
         text = (machine_directory() / f"{machine}-nvme.toml").read_text("utf-8")
         self._path.write_text(f'{text}disk = "{self.image.name}"\nbus = 1\n', "utf-8")
-        stock = machine == "aarch64"
         self.rig = Rig(
             self._path,
             assets=assets,
             trace=True,
-            linux_driver=stock,
+            linux_driver=smmu and machine == "aarch64",
             scripts=INSIDE,
             command_line=f"{DOMAINS} {PATIENCE}",
         )

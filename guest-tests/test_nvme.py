@@ -152,7 +152,8 @@ def test_the_server_dies_and_another_takes_over(
     assets: Assets, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> None:
     """Nothing that was flushed is lost, and the guest finds it again. Without an SMMU's driver, for that died too."""
-    nvme = NvmeRig("x86_64", assets, tmp_path_factory.mktemp("disk"))
+    # Not on x86_64: QEMU 11.1 aborts when a function with MSI-X is unplugged whose server is gone.
+    nvme = NvmeRig("aarch64", assets, tmp_path_factory.mktemp("disk"), smmu=False)
     try:
         nvme.start()
         watch(request.node, nvme.guest)

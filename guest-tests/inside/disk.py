@@ -14,8 +14,11 @@ import mmap
 import os
 import sys
 from random import Random
+from typing import Any
 
 MIB, PAGE = 1 << 20, 4096
+
+Result = dict[str, Any]
 
 
 def pattern(number: int, size: int) -> bytes:
@@ -45,27 +48,27 @@ class Disk:
         os.fsync(self._descriptor)
 
 
-def fill(disk: Disk, mib: str) -> dict[str, object]:
+def fill(disk: Disk, mib: str) -> Result:
     for number in range(int(mib)):
         disk.write(number * MIB, pattern(number, MIB))
     disk.flush()
     return {"written": int(mib)}
 
 
-def check(disk: Disk, mib: str) -> dict[str, object]:
+def check(disk: Disk, mib: str) -> Result:
     pieces = range(int(mib))
     wrong = [number for number in pieces if disk.read(number * MIB, MIB) != pattern(number, MIB)]
     return {"wrong": wrong}
 
 
-def random(disk: Disk, mib: str, count: str) -> dict[str, object]:
+def random(disk: Disk, mib: str, count: str) -> Result:
     return one_round(disk, int(mib), int(count), Random(0))
 
 
-def one_round(disk: Disk, mib: int, count: int, dice: Random) -> dict[str, object]:
+def one_round(disk: Disk, mib: int, count: int, dice: Random) -> Result:
     start = disk.size - mib * MIB
     written: dict[int, int] = {}
-    wrong = []
+    wrong = list[int]()
     for number in range(count):
         block = dice.randrange(mib * MIB // PAGE)
         disk.write(start + block * PAGE, pattern(number, PAGE))
@@ -79,23 +82,25 @@ def one_round(disk: Disk, mib: int, count: int, dice: Random) -> dict[str, objec
     return {"wrong": wrong}
 
 
-def load(disk: Disk, mib: str, flag: str) -> dict[str, object]:
-    rounds, wrong = 0, []
+def load(disk: Disk, mib: str, flag: str) -> Result:
+    rounds, wrong = 0, list[int]()
     dice = Random(1)
     while os.path.exists(flag):  # noqa: PTH110 - pathlib is slow to import
         result = one_round(disk, int(mib), 16, dice)
-        wrong += result["wrong"]  # type: ignore[operator]
+        wrong += result["wrong"]
         rounds += 1
     disk.flush()
     return {"rounds": rounds, "wrong": wrong}
 
 
-def read(disk: Disk, offset: str, size: str) -> dict[str, object]:
+def read(disk: Disk, offset: str, size: str) -> Result:
     data = disk.read(int(offset), int(size))
     return {"right": data == pattern(int(offset) // MIB, int(size))}
 
 
 if __name__ == "__main__":
     command, path, *rest = sys.argv[1:]
-    done = {"fill": fill, "check": check, "random": random, "load": load, "read": read}
-    print(json.dumps(done[command](Disk(path), *rest)))
+    commands: dict[str, Any] = {
+        "fill": fill, "check": check, "random": random, "load": load, "read": read,
+    }  # fmt: skip
+    print(json.dumps(commands[command](Disk(path), *rest)))
