@@ -6,15 +6,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from viommu.lab.assets import Assets
 from viommu.lab.rig import Rig
 from viommu.layouts.records import EventRecord
-from viommu.trace_file import TraceReader
 
-INSIDE = Path(__file__).with_name("inside")
 DOMAINS = "iommu.passthrough=0 iommu.strict=1"
 """For the kernel's command line: the default domains of Debian's kernel, for those that choose others."""
 
@@ -24,44 +20,17 @@ Steps = list[tuple[str, int]]
 
 
 class LinuxRig:
-    """Boots at `start()`. `kernel` are arguments of `Guest` that replace the guest's own kernel."""
+    """Of a rig that has just booted."""
 
-    def __init__(
-        self,
-        machine: str | Path,
-        assets: Assets,
-        kernel: dict[str, Any],
-        *,
-        ledger: bool = False,
-    ) -> None:
-        self.rig = Rig(
-            machine,
-            assets=assets,
-            trace=True,
-            ledger=ledger,
-            linux_driver=True,
-            scripts=INSIDE,
-            command_line=DOMAINS,
-            **kernel,
-        )
-        self.boot_events: list[Event] = []
-        self._trace: TraceReader | None = None
-
-    @property
-    def lost(self) -> bool:
-        return self.rig.lost
-
-    def start(self) -> None:
-        self.rig.start()
-        self._trace = self.rig.serving.trace()
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self._trace = rig.serving.trace()
         self.boot_events = self._trace.read()
         # As modules or built in; what the console tells if not is the error's evidence.
         self.run("ls -d /sys/bus/pci/drivers/vfio-pci /sys/module/vfio_iommu_type1")
 
     def close(self) -> None:
-        if self._trace is not None:
-            self._trace.close()
-        self.rig.close()
+        self._trace.close()
 
     def run(self, command: str) -> str:
         """A shell command in the guest that must succeed; returns its output."""
@@ -74,14 +43,12 @@ class LinuxRig:
 
     def events_of(self, work: Callable[[], object]) -> list[Event]:
         """What the trace has of `work`."""
-        assert self._trace is not None
         self._trace.read()
         work()
         return self._trace.read()
 
     def holds(self) -> dict[str, int]:
         """What the server holds for the guest, by name."""
-        assert self._trace is not None
         self._trace.read()
         self.rig.serving.report()
         deadline = time.monotonic() + 5

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-from linux_rig import DOMAINS, INSIDE
+from linux_rig import DOMAINS
 
 from viommu.lab.assets import Assets
-from viommu.lab.config import machine_directory
+from viommu.lab.config import machine_directory, scripts_directory
 from viommu.lab.rig import Rig
 from viommu.lab.serving import Serving
 from viommu.trace_file import TraceReader
@@ -34,7 +35,7 @@ def pattern(number: int, size: int) -> bytes:
 
 
 class NvmeRig:
-    """Boots at `start()`. On aarch64 the guest's own driver has the SMMU before the disk, unless `smmu` is False."""
+    """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False."""
 
     def __init__(self, machine: str, assets: Assets, directory: Path, *, smmu: bool = True) -> None:
         self.machine = machine
@@ -47,21 +48,23 @@ class NvmeRig:
             assets=assets,
             trace=True,
             linux_driver=smmu and machine == "aarch64",
-            scripts=INSIDE,
+            scripts=scripts_directory(),
             command_line=f"{DOMAINS} {PATIENCE}",
         )
         self.guest = self.rig.guest
         self._again: Serving | None = None
 
-    @property
-    def lost(self) -> bool:
-        return self.rig.lost
-
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         self.rig.start()
         self.await_disk()
+        return self
 
-    def close(self) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self._again is not None:
             self._again.close()
         self.rig.close()

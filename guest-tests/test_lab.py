@@ -31,7 +31,7 @@ from viommu.lab.guest import CommandResult, Guest
 NewGuest = Callable[..., Guest]
 
 # For what happens on the host's side alone.
-ON_ONE_MACHINE = pytest.mark.parametrize("machine", ["aarch64-virt"], indirect=True)
+ON_ONE_MACHINE = pytest.mark.parametrize("machine_name", ["aarch64-virt"], indirect=True)
 
 
 def test_a_guest_is_what_was_asked_for(guest: Guest, machine: Machine, assets: Assets) -> None:
@@ -320,37 +320,6 @@ def test_ones_own_kernel_image_and_files(
     assert guest.check("cat /etc/own /lib/modules/6.99.0-own/modules.dep") == "own file\nown.ko:\n"
     assert "own.word=1" in guest.check("cat /proc/cmdline").split()
     assert guest.python("/viommu/inside/own.py") == "own script\n"
-
-
-FAILING = """
-    def test_that_fails(guest):
-        guest.check("echo '<4>seen in the kernel log' > /dev/kmsg; echo seen on the console")
-        assert False
-
-    def test_after_it(guest):
-        guest.check("true")
-"""
-
-
-@ON_ONE_MACHINE
-def test_a_failing_test_shows_what_its_guest_said(machine: Machine, tmp_path: Path) -> None:
-    (tmp_path / "test_one.py").write_text(textwrap.dedent(FAILING))
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "conftest", "-k", "aarch64", tmp_path],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-        cwd=tmp_path,
-    )
-    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
-    _, console, rest = done.stdout.partition("- aarch64 guest: console -")
-    shown, kernel_log, rest = rest.partition("- aarch64 guest: kernel log -")
-    assert console, done.stdout
-    assert kernel_log, done.stdout
-    assert "\nseen on the console\n" in shown
-    assert "seen in the kernel log" in rest
-    assert "BusyBox" not in shown, "the console's log begins with the test"
 
 
 SCRIPT = """

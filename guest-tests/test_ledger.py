@@ -1,17 +1,15 @@
 """The ledger over a stock driver, whose detaches are complete, and over one that leaves a command out."""
 
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from conftest import INSIDE, MACHINES, watch
+from conftest import FAULTS
 from linux_rig import Event, LinuxRig
 
-from viommu.lab.assets import Assets
-from viommu.lab.config import machine_directory
 from viommu.lab.rig import Rig
 from viommu.ledger import Ledger, Severity, Verdict
+from viommu.pytest_plugin.lab import Lab
 
 STREAM = 0x10  # function 00:02.0
 ENGINE = "0000:00:02.0"
@@ -29,27 +27,14 @@ def verdict(events: list[Event]) -> Verdict:
 
 
 @pytest.fixture(scope="module", params=["normal", "hostile"])
-def booted(
-    request: pytest.FixtureRequest,
-    kernel: dict[str, Any],
-    assets: Assets,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[LinuxRig]:
-    machine = tmp_path_factory.mktemp("machine") / "machine.toml"
-    base = (machine_directory() / "aarch64-virt.toml").read_text("utf-8")
-    machine.write_text(f'{base}\n[smmu]\ncaching = "{request.param}"\n', "utf-8")
-    rig = LinuxRig(machine, assets, kernel, ledger=True)
-    try:
-        rig.start()
-        yield rig
-    finally:
-        rig.close()
+def caching(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def linux(booted: LinuxRig, request: pytest.FixtureRequest) -> LinuxRig:
-    watch(request.node, booted.rig.guest)
-    return booted
+def linux(profiled: Callable[..., LinuxRig], caching: str) -> LinuxRig:
+    return profiled(f'caching = "{caching}"', ledger=True)
 
 
 LEAVE_RUNNING = """
@@ -111,10 +96,10 @@ def test_a_shutdown_in_flight_is_clean(linux: LinuxRig) -> None:
 # A driver that leaves a command out
 
 
-@pytest.fixture(scope="module", params=MACHINES)
-def raw(request: pytest.FixtureRequest, assets: Assets) -> Iterator[Rig]:
-    with Rig(request.param, assets=assets, ledger=True, scripts=INSIDE) as rig:
-        yield rig
+@pytest.fixture
+def raw(viommu_lab: Lab, machine_name: str) -> Rig:
+    viommu_lab.allow(FAULTS)
+    return viommu_lab.rig(machine=machine_name, raw=True, ledger=True)
 
 
 OMITTED: dict[str, set[str | None]] = {
@@ -128,8 +113,7 @@ OMITTED: dict[str, set[str | None]] = {
 
 
 @pytest.mark.parametrize("name", OMITTED)
-def test_what_is_left_out_is_named(raw: Rig, name: str, request: pytest.FixtureRequest) -> None:
-    watch(request.node, raw.guest)
+def test_what_is_left_out_is_named(raw: Rig, name: str) -> None:
     with raw.serving.trace() as trace:
         trace.read()
         output = raw.guest.python(f"/viommu/inside/raw.py omit {name}", timeout=120)

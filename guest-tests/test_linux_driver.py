@@ -1,6 +1,6 @@
 """The guest kernel's own `arm-smmu-v3` drives the SMMU: attach, DMA and detach by what a stock kernel offers.
 
-The kernel is Debian's, or the one that `--guest-kernel` and `--guest-modules` name. No module of ours is in it.
+The kernel is Debian's, or the one that `--viommu-kernel` and `--viommu-modules` name. No module of ours is in it.
 """
 
 import re

@@ -1,30 +1,30 @@
 """A stock NVMe driver and its disk: on aarch64 behind the stock SMMU driver, with INTx; on x86_64 with MSI-X."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from conftest import Shared, watch
 from nvme_rig import DISK, FUNCTION, MIB, PAGE, SIZE_MIB, NvmeRig, await_event, pattern
 
 from viommu.lab.assets import Assets
+from viommu.pytest_plugin.lab import Lab
 
 MACHINES = ("aarch64", "x86_64")
 
 
 @pytest.fixture(scope="module", params=MACHINES)
-def shared(
+def booted(
     request: pytest.FixtureRequest, assets: Assets, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Shared[NvmeRig]]:
-    shared = Shared(lambda: NvmeRig(request.param, assets, tmp_path_factory.mktemp("disk")))
-    yield shared
-    shared.close()
+) -> Iterator[NvmeRig]:
+    with NvmeRig(request.param, assets, tmp_path_factory.mktemp("disk")) as nvme:
+        yield nvme
 
 
 @pytest.fixture
-def nvme(shared: Shared[NvmeRig], request: pytest.FixtureRequest) -> NvmeRig:
-    found = shared.get()
-    watch(request.node, found.guest)
-    return found
+def nvme(booted: NvmeRig, viommu_lab: Lab) -> NvmeRig:
+    """A guest with the disk, which other tests have used and will use."""
+    viommu_lab.watch(booted.guest)
+    return booted
 
 
 def test_the_driver_probes(nvme: NvmeRig) -> None:
@@ -149,14 +149,12 @@ def test_a_dma_that_aborts(nvme: NvmeRig, what: str) -> None:
 
 
 def test_the_server_dies_and_another_takes_over(
-    assets: Assets, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    assets: Assets, tmp_path: Path, viommu_lab: Lab
 ) -> None:
     """Nothing that was flushed is lost, and the guest finds it again. Without an SMMU's driver, for that died too."""
     # Not on x86_64: QEMU 11.1 aborts when a function with MSI-X is unplugged whose server is gone.
-    nvme = NvmeRig("aarch64", assets, tmp_path_factory.mktemp("disk"), smmu=False)
-    try:
-        nvme.start()
-        watch(request.node, nvme.guest)
+    with NvmeRig("aarch64", assets, tmp_path, smmu=False) as nvme:
+        viommu_lab.watch(nvme.guest)
         assert nvme.disk(f"fill {DISK} 16") == {"written": 16}
         nvme.kill_server()
         nvme.run(f"dd if={DISK} of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null & sleep 0.5")
@@ -168,5 +166,3 @@ def test_the_server_dies_and_another_takes_over(
         )
         nvme.await_disk()
         assert nvme.disk(f"check {DISK} 16") == {"wrong": []}
-    finally:
-        nvme.close()

@@ -79,7 +79,7 @@ def mistake(outcome: Outcome, sentence: str) -> None:
 def test_a_machine_that_is_not_there(viommu: Run, command: str) -> None:
     mistake(
         viommu(command, "nope"),
-        r"no machine 'nope'; known: aarch64-virt, x86_64-q35, or a \.toml file",
+        r"no machine 'nope'; known: aarch64-nvme, aarch64-virt, x86_64-nvme, x86_64-q35, or a \.toml file",
     )
     mistake(viommu(command, "/nowhere/one.toml"), "one.toml: cannot be read: No such file")
 
@@ -146,7 +146,7 @@ def test_nothing_is_set_up(
     viommu: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("VIOMMU_CACHE", str(tmp_path))
-    mistake(viommu(command), f"Nothing is set up in {tmp_path}: run scripts/setup")
+    mistake(viommu(command), f"Nothing is set up in {tmp_path}: run viommu setup")
 
 
 def test_no_library(viommu: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_doctor_names_what_is_missing(
     outcome = viommu("doctor")
     assert outcome.code == 1
     assert outcome.out.count("missing") == 6
-    assert "Run scripts/setup to provide what is missing." in outcome.out
+    assert "Run viommu setup to provide what is missing." in outcome.out
 
 
 def test_a_kernel_that_is_not_there(viommu: Run) -> None:
@@ -200,13 +200,13 @@ def test_a_qemu_that_is_too_old(viommu: Run, home: Path, fake_qemu: Path) -> Non
     mistake(
         viommu("boot", "--raw"),
         "qemu-system-aarch64 10.0.2 has no vfio-user-pci: QEMU 10.1 or newer is needed; "
-        "scripts/setup provides one",
+        "viommu setup provides one",
     )
     assert left(home) == []
 
 
 def test_a_qemu_that_is_gone(viommu: Run, home: Path, fake_qemu: Path) -> None:
-    mistake(viommu("boot", "--raw"), f"{fake_qemu} is gone: run scripts/setup")
+    mistake(viommu("boot", "--raw"), f"{fake_qemu} is gone: run viommu setup")
     assert left(home) == []
 
 

@@ -43,13 +43,21 @@ def test_root_ports_are_not_behind_the_smmu() -> None:
     assert host["iommu-map"] == mapped
 
 
+def test_ats_is_for_those_who_ask() -> None:
+    host, asked = (
+        props(add_smmu(a_tree(HIGH_WINDOW), 1, ats=ats).blob, "/pcie@10000000")
+        for ats in (False, True)
+    )
+    assert asked == {**host, "ats-supported": b""}
+
+
 def test_the_node() -> None:
     made = add_smmu(a_tree(PORTS, LOW_WINDOW, HIGH_WINDOW), 1)
     assert (made.address, made.node) == (HIGH, "8000000000.iommu")
     assert props(made.blob, "/iommu@8000000000") == {
         "compatible": b"arm,smmu-v3\0",
         "reg": cells(0x80, 0, 0, 0x2_0000),
-        "interrupts": cells(0, 4, 4),
+        "interrupts": cells(0, 4, 1),
         "interrupt-names": b"combined\0",
         "#iommu-cells": cells(1),
         "dma-coherent": b"",
@@ -74,7 +82,7 @@ def test_every_function_but_the_bridge_and_the_smmu_is_translated(slot: int, map
 @pytest.mark.parametrize(("slot", "interrupt"), [(1, 4), (2, 5), (3, 6), (4, 3), (5, 4)])
 def test_the_interrupt_is_that_of_the_slot(slot: int, interrupt: int) -> None:
     node = props(add_smmu(a_tree(HIGH_WINDOW), slot).blob, "/iommu@8000000000")
-    assert node["interrupts"] == cells(0, interrupt, 4)
+    assert node["interrupts"] == cells(0, interrupt, 1)
 
 
 def test_the_rest_of_the_tree_stays() -> None:

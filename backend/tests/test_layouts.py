@@ -357,6 +357,19 @@ TEXT: dict[type[Layout], Places] = {
         "pxn": (0, 53, 53),
         "xn": (0, 54, 54),
     },
+    page_tables.Stage2LeafDescriptor: {
+        "valid": (0, 0, 0),
+        "page": (0, 1, 1),
+        "mem_attr": (0, 5, 2),
+        "s2ap_read": (0, 6, 6),
+        "s2ap_write": (0, 7, 7),
+        "sh": (0, 9, 8),
+        "af": (0, 10, 10),
+        "address": (0, 47, 12),
+        "dbm": (0, 51, 51),
+        "contiguous": (0, 52, 52),
+        "xn": (0, 54, 53),
+    },
 }
 
 LAYOUTS = [

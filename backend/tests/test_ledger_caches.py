@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from tests.driver_rig import DATA, MEGA2, OTHER, PAGE, STREAM
+from tests.driver_rig import DATA, MEGA2, OTHER, PAGE, RAM, STREAM
 from tests.ledger_rig import IOVA, LedgerRig
 from viommu.driver.errors import CommandQueueError
 from viommu.driver.page_tables import Access
@@ -208,6 +208,20 @@ def test_a_page_that_is_mapped_elsewhere_while_the_tlb_has_it(rig: LedgerRig) ->
     assert (
         f"touched a page that was unmapped and used again: {DATA:#x} is {ALSO:#x} of ASID 2" in text
     )
+
+
+def test_garbage_for_tables_maps_no_page_for_itself(rig: LedgerRig) -> None:
+    """What looks like a block of 512 GiB is not looked at page by page."""
+    domain = rig.attached(pages=1)
+    other = rig.driver.create_domain()
+    rig.driver.attach(OTHER, other)
+    rig.write()
+    domain.unmap(IOVA, PAGE, invalidate=False)
+    assert other.lower is not None
+    struct.pack_into("<Q", rig.ram, other.lower.root - RAM, 1)
+    rig.write()
+    domain.flush()
+    assert rig.found() == [("page-reuse", "CMD_TLBI_NH_VA")]
 
 
 def test_a_page_that_was_mapped_twice_all_along_is_none(rig: LedgerRig) -> None:

@@ -194,7 +194,7 @@ def test_interrupted_setup_says_so(tmp_path: Path, mirror: Mirror) -> None:
         _, errors = setup.communicate(timeout=30)
     assert setup.returncode == 130
     assert errors == (
-        "\nscripts/setup: interrupted; run it again and it goes on where it stopped.\n"
+        "\nviommu setup: interrupted; run it again and it goes on where it stopped.\n"
     )
     wait_until(lambda: not processes_of(cache))
 
@@ -205,7 +205,7 @@ def test_unreachable_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ProvisionError, match="mirror cannot be reached while reading") as caught:
         private_apt(tmp_path / "cache").update()
     assert "\n" not in str(caught.value)
-    assert "run scripts/setup again" in str(caught.value)
+    assert "run viommu setup again" in str(caught.value)
 
 
 def test_disk_that_fills_up_during_a_download(tmp_path: Path, mirror: Mirror) -> None:

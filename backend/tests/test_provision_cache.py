@@ -130,7 +130,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
 
 
 def one_sentence(output: str) -> str:
-    assert output.startswith("scripts/setup: ")
+    assert output.startswith("viommu setup: ")
     assert output.count("\n") == 1
     return output
 

@@ -296,16 +296,16 @@ def test_further_guests_are_parts_for_who_asks() -> None:
 
 
 def test_assets_that_are_missing(tmp_path: Path) -> None:
-    with pytest.raises(AssetsMissing, match=r"Nothing is set up in .*: run scripts/setup"):
+    with pytest.raises(AssetsMissing, match=r"Nothing is set up in .*: run viommu setup"):
         Assets.load(tmp_path)
     manifest = json.loads((cache_directory() / "manifest.json").read_text())
     del manifest["libvfio_user"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(AssetsMissing, match="lacks libvfio_user: run scripts/setup"):
+    with pytest.raises(AssetsMissing, match="lacks libvfio_user: run viommu setup"):
         Assets.load(tmp_path)
     manifest["libvfio_user"] = {"path": str(tmp_path / "gone"), "version": "", "origin": ""}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(AssetsMissing, match="gone is gone: run scripts/setup"):
+    with pytest.raises(AssetsMissing, match="gone is gone: run viommu setup"):
         Assets.load(tmp_path)
 
 
@@ -362,7 +362,7 @@ def test_check_of_an_empty_cache(tmp_path: Path) -> None:
     done = setup("--check", VIOMMU_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 1
     assert done.stdout.count(" missing ") == len(list(parts()))
-    assert "Run scripts/setup" in done.stdout
+    assert "Run viommu setup" in done.stdout
     assert not (tmp_path / "cache").exists()
 
 

@@ -151,8 +151,9 @@ def test_pri_shows_its_status(make: Make) -> None:
     assert engine.read_int(CONFIG, found[PRI] + 6, 2) == 0
 
 
-def test_the_server_gives_up_a_function_that_does_not_answer(make: Make) -> None:
-    machine = make(invalidation_timeout=0.0)
+@pytest.mark.parametrize("by_call", [False, True])
+def test_the_server_gives_up_a_function_that_does_not_answer(make: Make, by_call: bool) -> None:
+    machine = make(invalidation_timeout=60.0 if by_call else 0.0)
     smmu, engine = attach(machine)
     engine.write(CONFIG, capabilities(engine)[ATS] + 6, b"\x00\x80")
     service = machine.server._functions[1].port.ats  # type: ignore[union-attr]
@@ -160,5 +161,9 @@ def test_the_server_gives_up_a_function_that_does_not_answer(make: Make) -> None
     struct.pack_into("<4Q", machine.ram, TABLE + 0x8000 - BASE, 0x40 | 0x10 << 32, 52, 0x46, 0)
     smmu.put(hw.CMDQ_PROD, 2)
     for _ in range(10):
+        machine.server.turn()
+    if by_call:
+        assert smmu.get(hw.GERROR) == 0
+        assert machine.server.methods.call("server.invalidation_timeout", {}) == 1
         machine.server.turn()
     assert (smmu.get(hw.CMDQ_CONS), smmu.get(hw.GERROR)) == (1 | 3 << 24, 1)

@@ -100,8 +100,7 @@ def test_the_walk_of_an_address_with_each_descriptor(rig: Rig) -> None:
     leaf = rig.table.map(IOVA, OUT | LEAF)
     walk = rig.inspection.walk(Access(STREAM), IOVA + 0x123)
     assert walk.fault is None
-    assert [address for address, _ in walk.descriptors][-1] == leaf
-    assert [content for _, content in walk.descriptors][-1] == OUT | LEAF
+    assert walk.descriptors[-1] == (leaf, OUT | LEAF, 3, 1)
     assert len(walk.descriptors) == 3
     assert walk.entry is not None
     assert walk.entry.slot & ~0xFFF == OUT

@@ -83,6 +83,21 @@ def test_a_reader_sees_whole_lines_only(tmp_path: Path) -> None:
             assert reader.read() == expected
 
 
+def test_a_reader_of_some_kinds_and_one_that_skips(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text('{"seq":1,"kind":"A"}\n{"seq":2,"kind":"B","text":"A"}\n{"seq":3,"ki')
+    with (
+        TraceReader(path, "A", "C") as some,
+        TraceReader(path) as later,
+        path.open("a") as writer,
+    ):
+        assert some.read() == [{"seq": 1, "kind": "A"}]
+        later.skip()
+        assert writer.write('nd":"C"}\n')
+        writer.flush()
+        assert some.read() == later.read() == [{"seq": 3, "kind": "C"}]
+
+
 def test_the_file_has_every_event_of_a_server_in_order(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     with (

@@ -306,6 +306,11 @@ class Function:
         return vector < self._vectors and self.device.trigger_interrupt(vector)
 
     @property
+    def dead(self) -> bool:
+        """A step of its model failed, and nobody has reset it since."""
+        return self._dead
+
+    @property
     def busy(self) -> bool:
         """`step` has work to do."""
         return self._model.busy and not self._dead

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -31,11 +30,16 @@ from viommu.function import Function, SmmuFunction
 from viommu.host import HostDomains
 from viommu.host.methods import HostMethods
 from viommu.memory import GuestMemory
+from viommu.scheduler import DmaCalls, Scheduler
 from viommu.smmu import Features, Smmu
 from viommu.stack.calls import StackCalls
 from viommu.stack.endpoint import EndpointDevice, EndpointDriver
 from viommu.stack.manager import IoManager
 from viommu.trace import Event, Tracer
+from viommu.views.caches import CacheViews
+from viommu.views.functions import FunctionViews
+from viommu.views.registers import RegisterViews
+from viommu.views.tables import TableViews
 
 _log = logging.getLogger(__name__)
 _INVALIDATION_TIMEOUT = 60.0
@@ -101,15 +105,18 @@ class Server:
         self.io = IoManager(self.tracer)
         """The stacks: each endpoint is a device object of its model's driver."""
         StackCalls(self.io, self.methods)
-        ServerCalls(self.methods)
+        ServerCalls(self.methods, self._give_up)
         FunctionCalls(lambda: {each.name: each for each in self._functions}, self.methods)
         self._ports: dict[str, DmaPort] = {}
         self.faults = FaultControl(
             self.io, self._ports, self.tracer, self.methods, self._since_guest
         )
         """What goes wrong on purpose."""
-        self._order = Random(seed)  # noqa: S311 - replayed, not secret
         self._functions: list[Function] = []
+        self.scheduler = Scheduler(self._functions, seed)
+        """Who does the next step."""
+        DmaCalls(self.scheduler, self.methods)
+        FunctionViews(self._functions, time.monotonic, self.methods)
         self._host: HostDomains | None = None
         HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
@@ -130,10 +137,14 @@ class Server:
                 if spec.model == "smmuv3":
                     self._smmu = Smmu(memory, features, self.tracer)
                     SmmuCalls(self._smmu, self.methods)
+                    for views in (RegisterViews, TableViews, CacheViews):
+                        views(self._smmu, self.methods)
                     model = SmmuFunction(self._smmu)
                 else:
                     port = DmaPort(memory, spec.stream_id, self._smmu, self.tracer)
                     self._ports[spec.name] = port
+                    if control is not None:
+                        port.keep_time(time.monotonic)
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
                     model = self._endpoint(spec, port)
@@ -149,7 +160,7 @@ class Server:
                 if port is not None:
                     self._make_device(spec, function, port)
             if control is not None:
-                self._control = ControlSocket(control, self.methods)
+                self._control = ControlSocket(control, self.methods, tracer=self.tracer)
                 self._open.callback(self._control.close)
             self._watch()
         except BaseException:
@@ -160,7 +171,7 @@ class Server:
         if spec.model == "nvme":
             store = self._open.enter_context(open_disk(spec.disk, spec.size))
             return NvmeController(port, store, name=spec.name, tracer=self.tracer)
-        return SmmuTestEngine(port, name=spec.name, order=self._order, tracer=self.tracer)
+        return SmmuTestEngine(port, name=spec.name, order=self.scheduler.order, tracer=self.tracer)
 
     @property
     def smmu(self) -> Smmu | None:
@@ -180,7 +191,7 @@ class Server:
 
         When none had work, wait up to `patience` milliseconds for a client.
         """
-        busy = self._busy()
+        busy = self.scheduler.ready()
         changed = False
         called = False
         if (soon := self.faults.patience) is not None:
@@ -197,13 +208,13 @@ class Server:
         if changed:
             self._watch()
         if busy:
-            self._order.choice(busy).step()
+            self.scheduler.turn(busy)
         self.faults.turn()
         if self._host is not None:
             self._host.service()
         if self.io.pending:
             self.io.settle()
-        if self._smmu is not None and len(self._smmu.ats_port):
+        if self._smmu is not None and len(self._smmu.ats_port) and not self.scheduler.paused:
             self._await_function(self._smmu)
         return bool(busy)
 
@@ -218,20 +229,11 @@ class Server:
             self._alert_until = time.monotonic() + self._alert
         return ready
 
-    def _busy(self) -> list[Function]:
-        return [function for function in self._functions if function.busy]
-
-    def _work(self) -> None:
-        """Let one model that has work do one step, and take nothing from a client."""
-        busy = self._busy()
-        if busy:
-            self._order.choice(busy).step()
-
     @property
     def host(self) -> HostDomains:
         """The domains of the host SMMU, which comes into being when it is asked for."""
         if self._host is None:
-            self._host = HostDomains(self._ports, self._work, self.tracer)
+            self._host = HostDomains(self._ports, self.scheduler.work, self.tracer)
         return self._host
 
     def _await_function(self, smmu: Smmu) -> None:
@@ -240,8 +242,14 @@ class Server:
         if oldest is not self._awaited[0]:
             self._awaited = oldest, now
         elif now - self._awaited[1] > self._patience:
-            self._awaited = None, 0.0
-            _log.warning("%d ATS invalidations were not answered in time", smmu.give_up())
+            self._give_up()
+
+    def _give_up(self) -> int:
+        """Let the time run out that functions have to answer ATS invalidations; returns how many had not."""
+        self._awaited = None, 0.0
+        count = self._smmu.give_up() if self._smmu is not None else 0
+        _log.warning("%d ATS invalidations were not answered in time", count)
+        return count
 
     def _guest_came(self) -> None:
         if sum(function.device.attached for function in self._functions) == 1:

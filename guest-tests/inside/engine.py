@@ -52,10 +52,12 @@ class Frame:
         substream_id: int | None = None,
         interrupt: bool = False,
         ats: bool = False,
+        pri: bool = False,
     ) -> None:
         """Start `command` over `size` bytes from IOVA `begin`. `rate` limits a transaction to `rate` × 64 bytes.
 
-        With `ats` the transactions go out Translated, where ATS is enabled in the function.
+        With `ats` the transactions go out Translated, where ATS is enabled in the function; with `pri` it asks for
+        pages that are missing.
         """
         user = UserFrame(
             source_privileged=privileged,
@@ -79,7 +81,9 @@ class Frame:
         self._put64(UserFrame.udata2, 0)
         place = self._privileged + offset_of(PrivilegedFrame.substreamid)
         self._dwords[place >> 2] = NO_SUBSTREAM_ID if substream_id is None else substream_id
-        self._dwords[self._privileged >> 2] = PrivilegedFrame(ats_enable=ats).qwords()[0]
+        self._dwords[self._privileged >> 2] = PrivilegedFrame(
+            ats_enable=ats, pri_enable=pri
+        ).qwords()[0]
         self._put32(UserFrame.cmd, command)
 
     @property

@@ -13,12 +13,13 @@ from fcntl import ioctl
 _BASE = 0x3B << 8 | 100
 _GET_API_VERSION, _CHECK_EXTENSION, _SET_IOMMU = _BASE, _BASE + 1, _BASE + 2
 _GROUP_GET_STATUS, _GROUP_SET_CONTAINER, _GROUP_GET_DEVICE_FD = _BASE + 3, _BASE + 4, _BASE + 6
-_GET_REGION_INFO = _BASE + 8
+_GET_REGION_INFO, _SET_IRQS = _BASE + 8, _BASE + 10
 _GET_INFO, _MAP_DMA, _UNMAP_DMA = _BASE + 12, _BASE + 13, _BASE + 14
 _TYPE1V2 = 3
 _INFO_SIZE, _IOVA_RANGES = 1024, 1
 _VIABLE = 1
 _READ, _WRITE = 1, 2
+_INTX_TRIGGER, _INTX_UNMASK = 1 << 2 | 1 << 5, 1 << 0 | 1 << 4
 _CONFIG_REGION = 7
 _COMMAND = 4
 _BUS_MASTER = 1 << 2
@@ -149,6 +150,16 @@ class Device:
         command = int.from_bytes(os.pread(self.descriptor, 2, place), "little")
         command = command | _BUS_MASTER if on else command & ~_BUS_MASTER
         os.pwrite(self.descriptor, command.to_bytes(2, "little"), place)
+
+    def deliver_intx(self, eventfd: int) -> None:
+        """Let each INTx count in `eventfd`. When one came the kernel masks the pin until `unmask_intx`."""
+        ioctl(
+            self.descriptor, _SET_IRQS, struct.pack("IIIIIi", 24, _INTX_TRIGGER, 0, 0, 1, eventfd)
+        )
+
+    def unmask_intx(self) -> None:
+        """Let the next interrupt come."""
+        ioctl(self.descriptor, _SET_IRQS, struct.pack("IIIII", 20, _INTX_UNMASK, 0, 0, 1))
 
     def close(self) -> None:
         """Give the device back: the kernel resets it.

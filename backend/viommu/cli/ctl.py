@@ -1,18 +1,24 @@
-"""`viommu ctl`: one call of a method of a running server, its result as a table or as JSON."""
+"""`viommu ctl`: calls a method of a running server, or follows its events; tables for people, JSON for programs."""
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.table import Column, Table
-from rich.text import Text
+import typer
+from rich.console import Console
 
 from vfio_user.socket_path import is_live
-from viommu.control import ControlClient
+from viommu.cli.shown import event_line, shown
+from viommu.control import ControlClient, ControlError
+from viommu.control.subscription import LOST
 from viommu.lab.errors import LabError
 from viommu.lab.rundir import run_base
 from viommu.lab.serving import CONTROL_NAME
+
+FOLLOW = "events"
+"""The word that follows the events instead of calling a method."""
 
 
 def call(console: Console, words: list[str], path: Path | None, *, as_json: bool) -> None:
@@ -22,9 +28,24 @@ def call(console: Console, words: list[str], path: Path | None, *, as_json: bool
     with ControlClient(path or find()) as client:
         result = client.call(method, **parameters)
     if as_json:
-        console.print(json.dumps(result), soft_wrap=True, highlight=False, markup=False)
+        _print(console, json.dumps(result))
     elif result is not None:
-        console.print(_shown(result), highlight=False)
+        console.print(shown(result), highlight=False)
+
+
+def follow(
+    console: Console, kinds: list[str], streams: list[str], path: Path | None, *, as_json: bool
+) -> None:
+    """Print events of these kinds and streams, or all, as they come: until Ctrl-C, or the server ends."""
+    with ControlClient(path or find()) as client, suppress(KeyboardInterrupt):
+        client.call("events.subscribe", kinds=kinds, streams=[_number(each) for each in streams])
+        for name, told in client.notifications():
+            if as_json:
+                _print(console, json.dumps({"kind": "Lost", **told} if name == LOST else told))
+            elif name == LOST:
+                _print(console, f"              {told['count']} events came too fast, and are lost")
+            else:
+                _print(console, event_line(told))
 
 
 def find() -> Path:
@@ -37,11 +58,52 @@ def find() -> Path:
     raise LabError(f"several servers are running: choose --control {' or '.join(map(str, found))}")
 
 
+def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """What the next word can be, as the running server says: a method, its parameters, a kind of event."""
+    words = context.params.get("words") or []
+    with suppress(ControlError, LabError, OSError):
+        with ControlClient(context.params.get("socket") or find(), timeout=1.0) as client:
+            choices = list(_choices(client, words))
+        return [each for each in choices if each[0].startswith(incomplete)]
+    return []
+
+
+def _choices(client: ControlClient, words: list[str]) -> Iterator[tuple[str, str]]:
+    if words and words[0] == FOLLOW:
+        for kind in client.call("events.kinds"):
+            yield kind["kind"], kind["tells"]
+        return
+    methods = client.call("methods")
+    if not words:
+        yield FOLLOW, "Follow the events."
+        for method in methods:
+            yield method["name"], method["does"]
+        return
+    given = {word.partition("=")[0] for word in words[1:]}
+    for method in methods:
+        if method["name"] == words[0]:
+            for parameter in method["parameters"]:
+                name, equals, _ = parameter.strip("[]").partition("=")
+                if name not in given:
+                    yield f"{name}=", "may be left out" if equals else "must be given"
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def _parameter(word: str) -> tuple[str, Any]:
     key, equals, text = word.partition("=")
     if not equals:
         raise LabError(f"{word!r} is no parameter: write key=value")
     return key, _value(text)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        raise LabError(f"{text!r} is no StreamID: write a number, like 0x10") from None
 
 
 def _value(text: str) -> Any:
@@ -54,31 +116,3 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
-
-
-def _shown(result: Any) -> RenderableType:
-    if isinstance(result, list) and result and all(isinstance(row, dict) for row in result):
-        table = Table(*(Column(str(key), overflow="fold") for key in result[0]))
-        for row in result:
-            table.add_row(*(Text(_cell(row.get(key))) for key in result[0]))
-        return table
-    if isinstance(result, dict):
-        grid = Table.grid(padding=(0, 2))
-        for key, value in result.items():
-            grid.add_row(Text(str(key), "bold"), Text(_cell(value)))
-        return grid
-    return Text(_cell(result))
-
-
-def _cell(value: Any) -> str:
-    match value:
-        case None | "":
-            return "—"
-        case list() | dict() if not value:
-            return "—"
-        case list():
-            return ", ".join(map(_cell, value))
-        case dict():
-            return ", ".join(f"{key} {_cell(each)}" for key, each in value.items())
-        case _:
-            return str(value)

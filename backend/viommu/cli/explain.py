@@ -13,6 +13,7 @@ from viommu.cli.demo import ActFailed
 from viommu.control import ControlError
 from viommu.faults.plan import PlanError
 from viommu.lab.errors import GuestError, LabError, QemuTooOld
+from viommu.scenarios import ScenarioError
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
@@ -27,7 +28,15 @@ def explained(console: Console) -> Iterator[None]:
     with _orderly_end():
         try:
             yield
-        except (LabError, VfioUserError, ActFailed, ControlError, PlanError, OSError) as error:
+        except (
+            LabError,
+            VfioUserError,
+            ActFailed,
+            ControlError,
+            PlanError,
+            ScenarioError,
+            OSError,
+        ) as error:
             complain(console, _sentence(error))
             if isinstance(error, GuestError):
                 console.print(str(error.evidence), style="dim", highlight=False, markup=False)
@@ -42,7 +51,7 @@ def complain(console: Console, sentence: str) -> None:
 def _sentence(error: Exception) -> str:
     match error:
         case QemuTooOld():
-            return f"{error.message}; scripts/setup provides one"
+            return f"{error.message}; viommu setup provides one"
         case LabError():
             return error.message
         case SocketBusy():

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 from contextlib import ExitStack
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -14,16 +15,30 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from viommu.cli.ctl import call
+from viommu.cli.ctl import FOLLOW, call, complete, follow
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
+from viommu.cli.options import (
+    AppendOption,
+    FaultsOption,
+    GuestOption,
+    InitramfsOption,
+    KernelOption,
+    MachineArgument,
+    ModulesOption,
+    RawOption,
+    SeedOption,
+)
+from viommu.cli.run import report, run
+from viommu.cli.scenario import scenarios
 from viommu.faults.plan import Plan
 from viommu.lab.assets import cache_directory
 from viommu.lab.config import Machine, load_machine, scripts_directory
 from viommu.lab.errors import LabError, QemuExited, describe_exit
 from viommu.lab.linux_smmu import find_smmu
-from viommu.lab.provision.__main__ import check
+from viommu.lab.provision.__main__ import check, set_up
 from viommu.lab.provision.cache import Cache
+from viommu.lab.provision.guest_image import ON_DEMAND
 from viommu.lab.qemu import device_arguments, memory_arguments
 from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
@@ -36,17 +51,12 @@ from viommu.trace_file import TraceFile
 app = typer.Typer(
     help="A laboratory for drivers that live behind an IOMMU.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(scenarios, name="scenario")
 _out = Console()
 _err = Console(stderr=True)
-
-MachineArgument = Annotated[
-    str, typer.Argument(help="A machine of qemu-configs/ by name, or the path of a TOML file.")
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of the order in which devices take turns.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -73,9 +83,7 @@ def serve(
     control: Annotated[
         Path | None, typer.Option(help="The control socket; else control.sock beside the others.")
     ] = None,
-    faults: Annotated[
-        Path | None, typer.Option(help="What goes wrong on purpose: a plan, a TOML file.")
-    ] = None,
+    faults: FaultsOption = None,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -189,28 +197,12 @@ def ledger(
 @app.command(short_help="Serve them, boot a guest and give you its console.")
 def boot(
     machine: MachineArgument = "aarch64-virt",
-    kernel: Annotated[
-        Path | None, typer.Option(help="A kernel of your own.", exists=True, dir_okay=False)
-    ] = None,
-    guest: Annotated[
-        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
-    ] = None,
-    initramfs: Annotated[
-        Path | None, typer.Option(help="An initramfs of your own.", exists=True, dir_okay=False)
-    ] = None,
-    modules: Annotated[
-        Path | None,
-        typer.Option(
-            help="Its modules: a lib/modules/<release> directory.", exists=True, file_okay=False
-        ),
-    ] = None,
-    append: Annotated[str, typer.Option(help="More words for the kernel command line.")] = "",
-    raw: Annotated[
-        bool,
-        typer.Option(
-            "--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."
-        ),
-    ] = False,
+    kernel: KernelOption = None,
+    guest: GuestOption = None,
+    initramfs: InitramfsOption = None,
+    modules: ModulesOption = None,
+    append: AppendOption = "",
+    raw: RawOption = False,
     seed: SeedOption = 0,
 ) -> None:
     """Serve the devices of MACHINE, boot a guest with them and give you its console.
@@ -259,6 +251,10 @@ def _report(serving: Serving) -> None:
         raise ServerFailed(f"the server of the devices: {describe_exit(serving.exit_code)}")
 
 
+app.command(short_help="Run a script or a command in a guest, and report.")(run)
+app.command(short_help="Make a page of a trace.")(report)
+
+
 @app.command(short_help="Show attach, DMA and detach on a guest.")
 def demo(
     as_json: Annotated[
@@ -276,21 +272,57 @@ def demo(
         raise typer.Exit(0 if verdict["verdict"] == "pass" else 1)
 
 
-@app.command(short_help="Call a method of a running server.")
+FurtherGuest = StrEnum("FurtherGuest", [(guest.name, guest.name) for guest in ON_DEMAND])  # type: ignore[misc]
+
+
+@app.command(short_help="Provide libvfio-user, QEMU and the guests.")
+def setup(
+    guest: Annotated[
+        list[FurtherGuest] | None, typer.Option(help="Another kernel too, for `viommu boot`.")
+    ] = None,
+) -> None:
+    """Download, build and keep in the cache directory what is missing: libvfio-user, QEMU and the guests.
+
+    An interrupted set-up goes on where it stopped. `viommu doctor` tells what is there.
+    """
+    raise typer.Exit(set_up([each.value for each in guest or ()]))
+
+
+@app.command(short_help="Look into a running server, and tell it what to do.")
 def ctl(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[METHOD [KEY=VALUE]...]", help="What to call; else what there is."),
+        typer.Argument(
+            metavar="[METHOD [KEY=VALUE]... | events [KIND]...]",
+            help="What to call; else what there is.",
+            autocompletion=complete,
+        ),
     ] = None,
     socket: Annotated[
         Path | None,
-        typer.Option("--control", help="The server's control socket; else that of the only one."),
+        typer.Option(
+            "--control",
+            envvar="VIOMMU_CONTROL",
+            help="The server's control socket; else that of the only one.",
+        ),
+    ] = None,
+    stream: Annotated[
+        list[str] | None, typer.Option(help="With events: of this StreamID. May be repeated.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Call METHOD of a server that `viommu serve` or `viommu boot` started, and print its result."""
+    """Call METHOD of a server that `viommu serve` or `viommu boot` started, and print its result.
+
+    `events` follows what happens, of the given kinds or all, until Ctrl-C.
+    """
     with explained(_err):
-        call(_out, words or [], socket, as_json=as_json)
+        method, *rest = words or ["methods"]
+        if method == FOLLOW:
+            follow(_out, rest, stream or [], socket, as_json=as_json)
+        elif stream:
+            raise LabError(f"--stream is for events: give {method} its parameters as key=value")
+        else:
+            call(_out, [method, *rest], socket, as_json=as_json)
 
 
 @app.command(short_help="Report what is set up, and what is missing.")

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+from collections import deque
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,7 @@ class ControlClient:
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
         """`timeout`, in seconds, is how long an answer may take."""
         self._numbers = count(1)
+        self._notifications: deque[dict[str, Any]] = deque()
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout)
         try:
@@ -32,19 +35,41 @@ class ControlClient:
         request = {"jsonrpc": "2.0", "id": number, "method": method, "params": parameters}
         try:
             self._socket.sendall(json.dumps(request).encode() + b"\n")
-            line = self._lines.readline()
         except OSError as error:
-            self.close()  # a late answer would be taken for that of the next call
-            raise ControlLost(f"the control socket fails: {error}") from error
-        if not line.endswith(b"\n"):
-            raise ControlLost("the server closed the control socket")
-        answer = json.loads(line)
+            raise self._lost(error) from error
+        while "method" in (answer := self._read()):
+            self._notifications.append(answer)
         if "error" not in answer:
             return answer["result"]
         code, message, data = (answer["error"].get(key) for key in ("code", "message", "data"))
         if code == ErrorCode.REFUSED:
             raise Refused(message, **data or {})
         raise CallFailed(code, message, data)
+
+    def notifications(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The events that `events.subscribe` asked for, as they come, however long that takes.
+
+        Each is `events.event` with the event, or `events.lost` with the `count` of those that came too fast. From here
+        on an answer to a call may take any time too. Raises `ControlLost` when the server ends.
+        """
+        self._socket.settimeout(None)
+        while True:
+            message = self._notifications.popleft() if self._notifications else self._read()
+            yield message["method"], message["params"]
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            line = self._lines.readline()
+        except OSError as error:
+            raise self._lost(error) from error
+        if not line.endswith(b"\n"):
+            raise ControlLost("the server closed the control socket")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _lost(self, error: OSError) -> ControlLost:
+        self.close()  # a late answer would be taken for that of the next call
+        return ControlLost(f"the control socket fails: {error}")
 
     def close(self) -> None:
         """Disconnect. Idempotent."""

@@ -15,11 +15,15 @@ from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationErro
 from vfio_user.socket_path import claim
 from viommu.control.methods import Methods
 from viommu.control.protocol import LINE_LIMIT, CallFailed, ErrorCode
+from viommu.control.subscribers import Subscribers
+from viommu.trace import Tracer
 
 _log = logging.getLogger(__name__)
 _CLIENTS = 16
 # What is read of one client in one turn: it bounds how long the others wait.
 _CHUNK = 4096
+_EVENTS = 64
+# How many events are put on the way to one client in one turn.
 _PEER = struct.Struct("3i")  # pid, uid, gid (unix(7), SO_PEERCRED)
 
 
@@ -39,6 +43,8 @@ class _Client:
         self.connection = connection
         self.received, self.answers = bytearray(), bytearray()
         self.ending = False
+        self.called = False
+        """It is told that there are events for it."""
 
 
 class ControlSocket:
@@ -46,15 +52,28 @@ class ControlSocket:
 
     No client harms another, or the loop: each turn takes a bounded part of what it sends; one that does not take its
     answers is not read; one that sends no JSON-RPC, or a line that is too long, is told so and disconnected; and where
-    there are too many, the one that has been silent longest goes. Raises `vfio_user.SocketError` when the socket
-    cannot be had.
+    there are too many, the one that has been silent longest goes. One that subscribed to events is sent them between
+    its answers, and loses those that it does not take in time. Raises `vfio_user.SocketError` when the socket cannot
+    be had.
     """
 
-    def __init__(self, path: Path, methods: Methods, *, user: int | None = None) -> None:
-        """`user` is the user whose processes are served: the server's own, if not said."""
+    def __init__(
+        self,
+        path: Path,
+        methods: Methods,
+        *,
+        tracer: Tracer | None = None,
+        user: int | None = None,
+    ) -> None:
+        """`tracer` has the events that a client can subscribe to.
+
+        `user` is the user whose processes are served: the server's own, if not said.
+        """
         self._methods, self._path = methods, path
         self._user = os.geteuid() if user is None else user
         self._clients: dict[int, _Client] = {}
+        tracer = Tracer() if tracer is None else tracer  # one without readers is falsy
+        self._subscribers = Subscribers[_Client](tracer, methods, self._call)
         address = claim(path)
         self._listener = socket.socket(socket.AF_UNIX)
         mask = os.umask(0o177)  # never open to others, not for a moment
@@ -111,10 +130,24 @@ class ControlSocket:
         self._clients[connection.fileno()] = _Client(connection)
         self._epoll.register(connection, select.EPOLLIN)
 
+    def _call(self, client: _Client) -> None:
+        """There are events for a client: it gets them as soon as it takes any."""
+        if not client.called:
+            client.called = True
+            self._await(client)
+
+    def _await(self, client: _Client) -> None:
+        wanted = select.EPOLLOUT if client.answers or client.called else 0
+        if not client.answers:
+            wanted |= select.EPOLLIN
+        self._epoll.modify(client.connection, wanted)
+
     def _talk(self, client: _Client) -> None:
         try:
             if not client.answers:
-                self._hear(client)
+                with suppress(BlockingIOError):
+                    self._hear(client)
+                self._tell(client)
             if client.answers:
                 del client.answers[: client.connection.send(client.answers)]
         except BlockingIOError:
@@ -125,8 +158,16 @@ class ControlSocket:
         if client.ending and not client.answers:
             self._drop(client)
         else:
-            wanted = select.EPOLLOUT if client.answers else select.EPOLLIN
-            self._epoll.modify(client.connection, wanted)
+            self._await(client)
+
+    def _tell(self, client: _Client) -> None:
+        """Put some of the events that wait for a client on their way."""
+        subscription = self._subscribers.of(client)
+        for _ in range(_EVENTS):
+            if not subscription or client.ending:
+                break
+            client.answers += json.dumps(subscription.take()).encode() + b"\n"
+        client.called = bool(subscription)
 
     def _hear(self, client: _Client) -> None:
         chunk = client.connection.recv(_CHUNK)
@@ -159,15 +200,19 @@ class ControlSocket:
             client.ending = True
             return {**_error(ErrorCode.PARSE_ERROR, "the line is not JSON"), "id": None}
         answer: dict[str, Any]
+        self._subscribers.caller = client
         try:
             result = self._methods.call(request.method, request.params)
             answer = {"jsonrpc": "2.0", "result": result}
         except CallFailed as failed:
             answer = _error(failed.code, failed.message, failed.data)
+        finally:
+            self._subscribers.caller = None
         return {**answer, "id": request.id} if "id" in request.model_fields_set else None
 
     def _drop(self, client: _Client) -> None:
         del self._clients[client.connection.fileno()]
+        self._subscribers.drop(client)
         with suppress(OSError):
             self._epoll.unregister(client.connection)
         client.connection.close()

@@ -9,6 +9,7 @@ While a host domain concerns the stream, what the guest's SMMU made of a transac
 """
 
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Protocol
@@ -351,8 +352,16 @@ class DmaPort:
 
     @property
     def transactions(self) -> list[Translation]:
-        """The port's transactions that are in flight."""
+        """The port's transactions that are in flight, oldest first."""
         return [each for each in self._in_flight if each.access.stream_id == self.stream_id]
+
+    def keep_time(self, clock: Callable[[], float]) -> None:
+        """From here on note when a transaction begins."""
+        self._in_flight.clock = clock
+
+    def since(self, translation: Translation) -> float | None:
+        """When a transaction in flight began, by that clock; None if it began before there was one."""
+        return self._in_flight.since(translation)
 
     def close(self, why: str) -> None:
         """Take no more transactions, as if Bus Master was off for good. Those in flight end as ever."""

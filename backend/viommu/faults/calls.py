@@ -140,11 +140,12 @@ class FunctionCalls:
 
 
 class ServerCalls:
-    """Registers `server.stall` and `server.die`."""
+    """Registers `server.stall`, `server.die` and `server.invalidation_timeout`."""
 
-    def __init__(self, methods: Methods) -> None:
+    def __init__(self, methods: Methods, give_up: Callable[[], int]) -> None:
         methods.add("server.stall", self.stall)
         methods.add("server.die", self.die)
+        methods.add("server.invalidation_timeout", give_up)
 
     def stall(self, ms: Annotated[float, Field(ge=0, le=60_000)]) -> None:
         """Do nothing at all for a while: who waits for an answer waits."""

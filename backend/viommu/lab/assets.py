@@ -1,4 +1,4 @@
-"""What `scripts/setup` put into the cache: libvfio-user, QEMU, guests.
+"""What `viommu setup` put into the cache: libvfio-user, QEMU, guests.
 
 The lab reads it; only provisioning writes it.
 """
@@ -14,7 +14,7 @@ from viommu.lab.errors import LabError
 
 
 class AssetsMissing(LabError):
-    """A part that `scripts/setup` provides is absent."""
+    """A part that `viommu setup` provides is absent."""
 
 
 def cache_directory() -> Path:
@@ -74,15 +74,13 @@ class Assets(BaseModel):
         try:
             assets = cls.model_validate_json(path.read_bytes())
         except OSError as error:
-            raise AssetsMissing(
-                f"Nothing is set up in {path.parent}: run scripts/setup."
-            ) from error
+            raise AssetsMissing(f"Nothing is set up in {path.parent}: run viommu setup.") from error
         except ValidationError as error:
             what = ".".join(str(step) for step in error.errors()[0]["loc"]) or "its contents"
-            raise AssetsMissing(f"{path} lacks {what}: run scripts/setup.") from error
+            raise AssetsMissing(f"{path} lacks {what}: run viommu setup.") from error
         for file in assets._files():
             if not file.exists():
-                raise AssetsMissing(f"{file} is gone: run scripts/setup.")
+                raise AssetsMissing(f"{file} is gone: run viommu setup.")
         return assets
 
     def _files(self) -> list[Path]:
@@ -94,12 +92,12 @@ class Assets(BaseModel):
 
     def qemu_for(self, architecture: str) -> Qemu:
         """Raises `AssetsMissing` for an architecture that is not set up."""
-        return _pick(self.qemu, architecture, "QEMU", "scripts/setup")
+        return _pick(self.qemu, architecture, "QEMU", "viommu setup")
 
     def guest_for(self, name: str) -> GuestImage:
         """The guest of that name: an architecture, or one that was set up on demand; raises `AssetsMissing`."""
         further = "" if name in self.qemu else f" --guest {name}"
-        return _pick(self.guests, name, "guest", f"scripts/setup{further}")
+        return _pick(self.guests, name, "guest", f"viommu setup{further}")
 
 
 Kind = TypeVar("Kind")

@@ -102,6 +102,8 @@ class Machine(_Strict):
     accelerator: Annotated[str, Field(pattern=r"^(tcg|kvm)(,.+)?$")] = "tcg"
     console: Annotated[str, Field(pattern=r"^tty[A-Za-z]+[0-9]+$")]
     command_line: str = ""
+    kernel_ats: bool = False
+    """The guest's kernel may let functions use ATS: its device tree says that the PCI host passes it on."""
     timeouts: Timeouts = Timeouts()
     smmu: Profile = Profile()
     devices: tuple[Device, ...] = ()
@@ -166,12 +168,12 @@ class Machine(_Strict):
 
 def machine_directory() -> Path:
     """The folder of the machines that come with the project."""
-    return Path(__file__).parents[3] / "qemu-configs"
+    return Path(__file__).with_name("qemu-configs")
 
 
 def scripts_directory() -> Path:
     """The scripts that run in the guest, where they are `/viommu/inside`."""
-    return Path(__file__).parents[3] / "guest-tests" / "inside"
+    return Path(__file__).with_name("inside")
 
 
 def load_machine(machine: str | Path) -> Machine:

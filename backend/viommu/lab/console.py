@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pexpect import EOF, TIMEOUT
@@ -47,6 +48,7 @@ class _Stream(_BytesSpawn):
     def __init__(self, connection: socket.socket) -> None:
         super().__init__(connection, maxread=_CHUNK)
         self.log = bytearray()
+        self.listeners: list[Callable[[bytes], None]] = []
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
         try:
@@ -56,10 +58,15 @@ class _Stream(_BytesSpawn):
         except ConnectionError:
             self.flag_eof = True
             raise EOF("connection lost") from None
+        self.keep(data)
+        return data
+
+    def keep(self, data: bytes) -> None:
         self.log += data
         if len(self.log) > 2 * _LOG_LIMIT:
             del self.log[:-_LOG_LIMIT]
-        return data
+        for listener in tuple(self.listeners):
+            listener(data)
 
 
 class Console:
@@ -129,7 +136,12 @@ class Console:
 
     def note(self, line: str) -> None:
         """Write a line into the log, as if the console had shown it."""
-        self._stream.log += line.encode(errors="replace") + b"\n"
+        self._stream.keep(line.encode(errors="replace") + b"\n")
+
+    def listen(self, listener: Callable[[bytes], None]) -> Callable[[], None]:
+        """Call `listener` with what the console shows from now on. Returns the function that ends it."""
+        self._stream.listeners.append(listener)
+        return lambda: self._stream.listeners.remove(listener)
 
     def text(self) -> str:
         """What the console has shown (the last megabytes of it), lines ended by LF."""

@@ -27,7 +27,9 @@ _REQUESTERS = 0x1_0000  # on a bus of its own, one a function
 _FUNCTIONS = 8  # of a slot
 # The pins of `virt`'s slots take turns on four level-triggered shared interrupts from this one on.
 _FIRST_INTERRUPT, _INTERRUPTS = 3, 4
-_SHARED, _LEVEL_HIGH = 0, 4
+# QEMU lets the pin go when the guest accesses any register of the function, as the driver does while it waits for a
+# command with interrupts off: as a level the interrupt would be lost. By the architecture it is an edge anyway (3.18).
+_SHARED, _RISING_EDGE = 0, 1
 _WINDOW_64_BIT = 0x03  # the space code of a range of the PCI host
 _RANGE_CELLS = 7
 
@@ -48,7 +50,7 @@ class SmmuTree:
 def tree_with_smmu(machine: Machine, smmu: Device, emulator: Qemu) -> SmmuTree:
     """The device tree that QEMU makes for `machine`, with the node of `smmu`; raises `LabError`."""
     ports = [device.slot for device in machine.devices if device.bus is not None]
-    return add_smmu(dump(machine, emulator), smmu.slot, ports)
+    return add_smmu(dump(machine, emulator), smmu.slot, ports, ats=machine.kernel_ats)
 
 
 def dump(machine: Machine, emulator: Qemu) -> bytes:
@@ -66,10 +68,11 @@ def dump(machine: Machine, emulator: Qemu) -> bytes:
             raise LabError(f"QEMU writes no device tree of the machine: {error}") from error
 
 
-def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = ()) -> SmmuTree:
+def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = (), *, ats: bool = False) -> SmmuTree:
     """Add the node of an SMMU in `slot` of the root bus, and let it translate what all other slots do.
 
     Not those of root ports: theirs are messages of QEMU's own, which nobody translates (what is behind them, it does).
+    With `ats` the host is said to pass ATS on, without which no kernel uses it.
     Raises `LabError` when the tree has no PCI host with a 64-bit window.
     """
     try:
@@ -85,6 +88,8 @@ def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = ()) -> SmmuTree:
         ranges = [(low, phandle, low, high - low) for low, high in others if low < high]
         tree.setprop(host, "iommu-map", b"".join(_cells(*each) for each in ranges))
         tree.setprop_u32(host, "iommu-map-mask", _REQUESTERS - 1)
+        if ats:
+            tree.setprop_bool(host, "ats-supported", True)
 
         interrupt = _FIRST_INTERRUPT + slot % _INTERRUPTS
         node = tree.add_subnode(tree.path_offset("/"), f"iommu@{address:x}")
@@ -92,7 +97,7 @@ def add_smmu(blob: bytes, slot: int, ports: Sequence[int] = ()) -> SmmuTree:
         tree.setprop_bool(node, "dma-coherent", True)
         tree.setprop_u32(node, "#iommu-cells", 1)
         tree.setprop_str(node, "interrupt-names", "combined")
-        tree.setprop(node, "interrupts", _cells(_SHARED, interrupt, _LEVEL_HIGH))
+        tree.setprop(node, "interrupts", _cells(_SHARED, interrupt, _RISING_EDGE))
         tree.setprop(node, "reg", _cells(address >> 32, address & 0xFFFF_FFFF, 0, SMMU_FRAME_SIZE))
         tree.setprop_str(node, "compatible", "arm,smmu-v3")
         tree.pack()

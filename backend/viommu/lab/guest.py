@@ -4,7 +4,7 @@ import shlex
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ class Guest:
     `devices` maps names of the machine's devices to the vfio-user sockets that serve them;
     the others stay unplugged. `kernel`, `initramfs` and `modules` (a `lib/modules/<release>`
     folder) replace the guest's own, `image` names another guest of `Assets`. `scripts` is a folder of Python files for
-    `/viommu/inside`, `extra_files` more files by their path in the guest.
+    `/viommu/inside`, `extra_files` more files by their path in the guest. `listener` gets what the console shows.
 
     Errors are `LabError`s. After a panic, a time-out or QEMU's end the guest is lost: each
     further call raises the same error again.
@@ -79,6 +79,7 @@ class Guest:
         device_tree: Path | None = None,
         command_line: str = "",
         qemu_arguments: Sequence[str] = (),
+        listener: Callable[[bytes], None] | None = None,
     ) -> None:
         self.machine = machine
         self._emulator = assets.qemu_for(machine.arch)
@@ -92,6 +93,7 @@ class Guest:
         if modules is not None:
             self._files |= module_files(modules)
         self._more = tuple(qemu_arguments)
+        self._listener = listener
         self._command_line: tuple[str, ...] = ()
         self._open = ExitStack()
         self._process: BoundProcess | None = None
@@ -118,10 +120,11 @@ class Guest:
             self.close()
             raise
 
-    def reboot(self, timeout: float | None = None) -> None:
+    def reboot(self, timeout: float | None = None, *, hard: bool = False) -> None:
         """Let the guest reboot, and wait until it takes commands again; QEMU and its devices stay.
 
-        It boots the same kernel, initial RAM disk and device tree. `timeout` is as for `start`.
+        It boots the same kernel, initial RAM disk and device tree. With `hard` the machine is reset as by its button,
+        and the kernel switches nothing off before. `timeout` is as for `start`.
         """
         self._require()
         assert self._console is not None
@@ -130,7 +133,10 @@ class Guest:
         self._execute("set-action", {"reboot": "reset"})
         self._failure = LabError("the guest was left alone while it rebooted")
         try:
-            self._console.send(b"reboot -f\n")
+            if hard:
+                self._execute("system_reset", {})
+            else:
+                self._console.send(b"reboot -f\n")
         except ConsoleClosed as error:
             raise self._explain(error, "rebooting", limit) from None
         self._greet(deadline, limit)
@@ -173,11 +179,16 @@ class Guest:
 
     # Talking to it
 
-    def run(self, command: str, timeout: float | None = None) -> CommandResult:
+    def run(
+        self,
+        command: str,
+        timeout: float | None = None,
+        follow: Callable[[bytes], None] | None = None,
+    ) -> CommandResult:
         """Run a shell command in the guest; returns its output and exit status.
 
         Each command has a shell of its own, as root, with no standard input. `timeout` is in
-        seconds; without one, the machine's own holds.
+        seconds; without one, the machine's own holds. `follow` gets the output as it comes.
         """
         self._require()
         limit = self.machine.timeouts.command if timeout is None else timeout
@@ -185,7 +196,7 @@ class Guest:
         self._failure = LabError(f"the guest was left alone with {_short(command)}")
         assert self._shell is not None
         try:
-            output, status = self._shell.run(command, limit)
+            output, status = self._shell.run(command, limit, follow)
         except (ConsoleTimeout, ConsoleClosed, PanicSeen) as error:
             raise self._explain(error, f"running {_short(command)}", limit) from None
         except ValueError:
@@ -278,6 +289,8 @@ class Guest:
         )
         inherited = (disk.fileno(), monitor_end.fileno(), console_end.fileno())
         self._console = Console(console)
+        if self._listener is not None:
+            self._console.listen(self._listener)
         self._shell = Shell(self._console)
         self._process = BoundProcess(self._command_line, pass_fds=inherited)
         self._open.callback(self._process.close)

@@ -38,9 +38,9 @@ def guest_files(
     package = Path(viommu.__file__).parent
     files = {f"{GUEST_ROOT}/viommu/__init__.py": _PACKAGE_DOCSTRING}
     for name in GUEST_PACKAGES:
-        files |= _python_files(package / name, f"{GUEST_ROOT}/viommu/{name}")
+        files |= python_files(package / name, f"{GUEST_ROOT}/viommu/{name}")
     if scripts is not None:
-        files |= _python_files(scripts, f"{GUEST_ROOT}/inside")
+        files |= python_files(scripts)
     for path, data in (extra or {}).items():
         files[path.lstrip("/")] = data
     return files
@@ -83,7 +83,8 @@ def initial_ram_disk(initramfs: Path, files: Mapping[str, bytes]) -> BinaryIO:
     return disk
 
 
-def _python_files(directory: Path, target: str) -> dict[str, bytes]:
+def python_files(directory: Path, target: str = f"{GUEST_ROOT}/inside") -> dict[str, bytes]:
+    """Return the Python files below `directory`, by their path below `target`."""
     return {
         f"{target}/{path.relative_to(directory)}": path.read_bytes()
         for path in sorted(directory.rglob("*.py"))

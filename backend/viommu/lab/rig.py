@@ -68,9 +68,9 @@ class Rig:
             self._open.close()
             raise
 
-    def reboot(self) -> None:
-        """Let the guest reboot, while QEMU and the server stay."""
-        self.guest.reboot()
+    def reboot(self, *, hard: bool = False) -> None:
+        """Let the guest reboot, while QEMU and the server stay; with `hard` as by the reset button."""
+        self.guest.reboot(hard=hard)
         if self.smmu is not None:
             self.smmu.bind(self.guest)
 

@@ -113,16 +113,16 @@ class Serving:
         """What the server has logged."""
         return self._process.output()
 
-    def trace(self) -> TraceReader:
-        """A reader of the trace, from its beginning."""
-        if self._trace is None:
-            raise ValueError("the trace is off: pass trace=True")
-        return TraceReader(self._trace)
-
     @property
     def trace_path(self) -> Path | None:
         """The file of the trace."""
         return self._trace
+
+    def trace(self, *kinds: str) -> TraceReader:
+        """A reader of the trace, from its beginning: of all events, or of some kinds."""
+        if self._trace is None:
+            raise ValueError("the trace is off: pass trace=True")
+        return TraceReader(self._trace, *kinds)
 
     def close(self) -> None:
         """End the server and remove its directory."""

@@ -4,6 +4,7 @@ import re
 import secrets
 import shlex
 import time
+from collections.abc import Callable
 
 from viommu.lab.console import Console, ConsoleTimeout
 from viommu.lab.interactive import pass_through, session_command
@@ -59,15 +60,22 @@ class Shell:
                 return
             self._console.send(line.encode())
 
-    def run(self, command: str, timeout: float) -> tuple[bytes, int]:
-        """Run one command; returns its output and its exit status."""
+    def run(
+        self, command: str, timeout: float, follow: Callable[[bytes], None] | None = None
+    ) -> tuple[bytes, int]:
+        """Run one command; returns its output and its exit status. `follow` gets the output as it comes."""
         begin, end, line = _framed(command)
         if len(line) > COMMAND_LIMIT:
             raise ValueError(f"a command has less than {COMMAND_LIMIT} bytes: put() a file first")
         deadline = time.monotonic() + timeout
         self._console.note(f"$ {command}")
-        self._console.send(line)
-        _, output = self._console.wait_for(end, timeout=timeout)
+        ignore = self._console.listen(Between(begin, end, follow).feed) if follow else None
+        try:
+            self._console.send(line)
+            _, output = self._console.wait_for(end, timeout=timeout)
+        finally:
+            if ignore is not None:
+                ignore()
         left = deadline - time.monotonic()
         _, status = self._console.wait_for(_STATUS_END, timeout=max(left, 1))
         return output.partition(begin)[2], int(status)
@@ -86,6 +94,38 @@ class Shell:
         if _STATUS_END not in rest:
             self._console.wait_for(_STATUS_END, timeout=_PATIENCE)
         return True
+
+
+class Between:
+    """Hands on to `follow` what comes between two marks, as it comes in pieces."""
+
+    def __init__(self, begin: bytes, end: bytes, follow: Callable[[bytes], None]) -> None:
+        self._begin, self._end, self._follow = begin, end, follow
+        self._rest = b""
+        self._inside = self._over = False
+
+    def feed(self, data: bytes) -> None:
+        """The next piece. What may be the beginning of the end mark waits for the next one."""
+        if self._over:
+            return
+        self._rest += data
+        if not self._inside:
+            _, found, rest = self._rest.partition(self._begin)
+            if not found:
+                return
+            self._inside, self._rest = True, rest
+        output, self._over, rest = self._split()
+        self._rest = rest
+        if output:
+            self._follow(output)
+
+    def _split(self) -> tuple[bytes, bool, bytes]:
+        output, found, rest = self._rest.partition(self._end)
+        if found:
+            return output, True, rest
+        size = len(self._end)
+        held = next((n for n in range(size - 1, 0, -1) if output.endswith(self._end[:n])), 0)
+        return output[: len(output) - held], False, output[len(output) - held :]
 
 
 def transcript(log: str) -> str:

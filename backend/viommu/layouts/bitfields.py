@@ -138,15 +138,21 @@ class Layout:
     def __hash__(self) -> int:
         return hash((type(self), self.value))
 
-    def __str__(self) -> str:
-        """`0x… (config=S1_TRANSLATE valid …)`: every field that is not zero."""
-        parts = []
+    def as_dict(self) -> dict[str, int | str]:
+        """Every field that is not zero: True, a number, or the name of an enumerated value."""
+        found: dict[str, int | str] = {}
         for name in self.fields:
             value = getattr(self, name)
-            if value is True:
-                parts.append(name)
-            elif value:
-                parts.append(f"{name}={value.name if isinstance(value, IntEnum) else hex(value)}")
+            if value:
+                found[name] = value.name if isinstance(value, IntEnum) else value
+        return found
+
+    def __str__(self) -> str:
+        """`0x… (config=S1_TRANSLATE valid …)`: every field that is not zero."""
+        parts = [
+            name if value is True else f"{name}={hex(value) if isinstance(value, int) else value}"
+            for name, value in self.as_dict().items()
+        ]
         return f"{self.value:#x} ({' '.join(parts)})"
 
     def __repr__(self) -> str:

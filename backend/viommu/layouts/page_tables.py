@@ -32,3 +32,19 @@ class LeafDescriptor(Layout, size=8):
     contiguous = bits(52, kind=bool)
     pxn = bits(53, kind=bool)
     xn = bits(54, kind=bool)
+
+
+class Stage2LeafDescriptor(Layout, size=8):
+    """A stage 2 block or page descriptor (D8.3.2)."""
+
+    valid = bits(0, kind=bool)
+    page = bits(1, kind=bool)
+    mem_attr = bits(5, 2)
+    s2ap_read = bits(6, kind=bool)
+    s2ap_write = bits(7, kind=bool)
+    sh = bits(9, 8)
+    af = bits(10, kind=bool)
+    address = bits(47, 12, scale=4096)
+    dbm = bits(51, kind=bool)
+    contiguous = bits(52, kind=bool)
+    xn = bits(54, 53)

@@ -293,3 +293,27 @@ PRIQ_LAST_ONLY = 1 << 31
 """PRIQ_IRQ_CFG2.LO: interrupt when the last request of a group came (6.3.36)."""
 COMMAND_ERROR_SHIFT = 24
 """Bit position of CMDQ_CONS.ERR, 7 bits (6.3.28)."""
+
+REGISTER_LAYOUTS: dict[Register, type[Layout]] = {
+    Register.IDR0: Idr0,
+    Register.IDR1: Idr1,
+    Register.IDR2: Idr2,
+    Register.IDR3: Idr3,
+    Register.IDR5: Idr5,
+    Register.CR0: Cr0,
+    Register.CR0ACK: Cr0,
+    Register.CR1: Cr1,
+    Register.CR2: Cr2,
+    Register.GBPA: Gbpa,
+    Register.IRQ_CTRL: IrqCtrl,
+    Register.IRQ_CTRLACK: IrqCtrl,
+    Register.GERROR_IRQ_CFG0: IrqCfg0,
+    Register.EVENTQ_IRQ_CFG0: IrqCfg0,
+    Register.PRIQ_IRQ_CFG0: IrqCfg0,
+    Register.STRTAB_BASE: StrtabBase,
+    Register.STRTAB_BASE_CFG: StrtabBaseCfg,
+    Register.CMDQ_BASE: QueueBase,
+    Register.EVENTQ_BASE: QueueBase,
+    Register.PRIQ_BASE: QueueBase,
+}
+"""What the bits of a register are called; GERROR and GERRORN have `GlobalError`, the others are plain numbers."""

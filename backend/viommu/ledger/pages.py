@@ -85,7 +85,12 @@ def _users(
         name = f"ASID {context.tag.asid}" if context.stage_1 else f"VMID {context.tag.vmid}"
         for iova, address, size in mapped(memory, context):
             first, last = address >> _SHIFT, address + size - 1 >> _SHIFT
-            for page in {first} & pages if first == last else pages & set(range(first, last + 1)):
+            # Of garbage for tables a block can be of any size.
+            for page in (
+                {first} & pages
+                if first == last
+                else filter(range(first, last + 1).__contains__, pages)
+            ):
                 place = None if iova is None else iova + (page - first << _SHIFT)
                 use = f"is a table of {name}" if place is None else f"is {place:#x} of {name}"
                 found.setdefault(page, set()).add(use)

@@ -14,6 +14,9 @@ class InFlight:
     """The set of transactions in flight, with waiters for those that were in it at some moment."""
 
     def __init__(self) -> None:
+        self.clock: Callable[[], float] | None = None
+        """Set once by who wants to know since when something is in flight."""
+        self._since: dict[int, float] = {}
         self._numbers = count(1)
         self._transactions: dict[int, Any] = {}
         self._waiters: list[tuple[set[int], Callable[[], None]]] = []
@@ -37,10 +40,18 @@ class InFlight:
     def add(self, transaction: object) -> None:
         """`transaction` has been translated."""
         self._transactions[id(transaction)] = transaction
+        if self.clock is not None:
+            self._since[id(transaction)] = self.clock()
+
+    def since(self, transaction: object) -> float | None:
+        """When `transaction`, which is in flight, began, by the clock; None if there was none."""
+        return self._since.get(id(transaction))
 
     def retire(self, transaction: object) -> None:
         """`transaction` is done; what only waited for it goes on. Retiring twice does nothing."""
         key = id(transaction)
+        if self.clock is not None:
+            self._since.pop(key, None)
         if self._transactions.pop(key, None) is None or not self._waiters:
             return
         ready = []

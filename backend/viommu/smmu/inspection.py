@@ -20,6 +20,7 @@ from viommu.smmu.context import (
 )
 from viommu.smmu.faults import Access, Fault
 from viommu.smmu.model import Smmu
+from viommu.smmu.points import StructureRead
 from viommu.smmu.tlb import (
     CLEAN,
     FLAGS,
@@ -36,7 +37,7 @@ from viommu.smmu.tlb import (
 )
 from viommu.smmu.translation import Translator
 from viommu.smmu.walk import Walker
-from viommu.trace import Tracer
+from viommu.trace import Point, Tracer
 
 Runs = array  # of type code "Q": address, length, address, length, …
 
@@ -112,10 +113,19 @@ class StreamView:
         return self.fault or ("bypass" if self.context is None else "translate")
 
 
+class Descriptor(NamedTuple):
+    """A descriptor that was read at `address`, by a walk of `stage` that was at `level`."""
+
+    address: int
+    content: int
+    level: int | None
+    stage: int | None
+
+
 class Walk(NamedTuple):
     """A walk: the descriptors on the way, and the entry that it ends in or the fault that it meets."""
 
-    descriptors: list[Loaded]
+    descriptors: list[Descriptor]
     entry: Entry | None
     fault: str | None
 
@@ -158,7 +168,7 @@ class Inspection:
         self._features = features = replace(smmu.features, caching="normal")
         self._memory = memory = _Onlooker(smmu.memory)
         self._tlb = Tlb()
-        nobody = Tracer()  # reads along, or meddles
+        self._tracer = nobody = Tracer()  # reads along, or meddles, but for `walk`
         walker = Walker(
             memory,
             self._tlb,
@@ -247,11 +257,20 @@ class Inspection:
         self._memory.loads = []
         access = self._configuration.overridden(view.ste, access)
         entry, fault = None, None
+        read: list[Descriptor] = []
+
+        def note(point: Point) -> None:
+            if isinstance(point, StructureRead):
+                read.append(Descriptor(point.address, point.value, point.level, point.stage))
+
+        self._tracer.meddler = note
         try:
             entry = self._translator.page(view.context, access, iova)
         except Fault as met:
             fault = _name(met)
-        return Walk(self._memory.loads, entry, fault)
+        finally:
+            self._tracer.meddler = None
+        return Walk(read, entry, fault)
 
     # Caches
 

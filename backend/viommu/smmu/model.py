@@ -238,21 +238,21 @@ class Smmu:
 
     def _read_word(self, offset: int) -> int:
         if offset & 4 and offset - 4 in WIDE_REGISTERS:
-            return self._read_register(offset - 4) >> 32
-        return self._read_register(offset) & _WORD
+            return self.peek(offset - 4) >> 32
+        return self.peek(offset) & _WORD
 
     def _write_word(self, offset: int, value: int) -> None:
         wide = offset & ~7
         if wide in WIDE_REGISTERS:
             # Half of a 64-bit register: the other half stays.
-            old = self._read_register(wide)
+            old = self.peek(wide)
             shift = offset * 8 & 32
             value = old & ~(_WORD << shift) | (value & _WORD) << shift
             offset = wide
         self._write_register(offset, value)
 
-    def _read_register(self, offset: int) -> int:
-        # Page 0 aliases the queue registers of page 1 (6.1: a choice).
+    def peek(self, offset: int) -> int:
+        """A whole register, and no event. Page 0 aliases the queue registers of page 1 (6.1: a choice)."""
         match offset | PAGE_1 if offset in _ALIASED else offset:
             case Register.CMDQ_BASE:
                 return self.commands.ring.base.value

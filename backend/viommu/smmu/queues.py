@@ -9,11 +9,11 @@ class Ring:
     """The position of one queue. `prod` and `cons` are register values: index, then the wrap bit above it."""
 
     __slots__ = (
-        "_base", "_entry_size", "_first", "_max_log2", "_positions", "cons", "index_mask", "prod",
+        "_base", "_first", "_max_log2", "_positions", "cons", "entry_size", "index_mask", "prod",
     )  # fmt: skip
 
     def __init__(self, entry_size: int, max_log2: int) -> None:
-        self._entry_size = entry_size
+        self.entry_size = entry_size
         self._max_log2 = max_log2
         self.reset()
 
@@ -34,7 +34,7 @@ class Ring:
         log2size = min(base.log2size, self._max_log2)
         self.index_mask = (1 << log2size) - 1
         self._positions = (2 << log2size) - 1  # index and wrap bit together
-        self._first = base.addr & -max(32, self._entry_size << log2size)
+        self._first = base.addr & -max(32, self.entry_size << log2size)
 
     @property
     def empty(self) -> bool:
@@ -46,13 +46,18 @@ class Ring:
         """Index equal, wrap bit not."""
         return (self.prod ^ self.cons) & self._positions == self.index_mask + 1
 
+    @property
+    def pending(self) -> int:
+        """How many entries are produced and not consumed; never more than fit, whatever software wrote."""
+        return min((self.prod - self.cons) & self._positions, self.index_mask + 1)
+
     def visible(self, position: int) -> int:
         """What a register shows of a position that the SMMU owns: the bits above the wrap bit read as 0 (6.3.28)."""
         return position & (self._positions | ~_POSITION)
 
     def address(self, position: int) -> int:
         """Where the entry of `position` lies."""
-        return self._first | (position & self.index_mask) * self._entry_size
+        return self._first | (position & self.index_mask) * self.entry_size
 
     def after(self, position: int) -> int:
         """The position behind `position`; bits above the wrap bit stay."""

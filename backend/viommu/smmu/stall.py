@@ -26,6 +26,11 @@ class StallTable:
         return iter(self._stalled.values())
 
     @property
+    def held(self) -> tuple[Stalled, ...]:
+        """Those that are held back."""
+        return tuple(self._held)
+
+    @property
     def full(self) -> bool:
         """As many as IDR5.STALL_MAX says are stalled."""
         return len(self._stalled) >= self._limit

@@ -108,12 +108,32 @@ def check(cache: Cache) -> bool:
             table.add_row(part.title, version, entry["origin"], "[green]ok[/]")
     Console().print(table)
     if not complete:
-        print("Run scripts/setup to provide what is missing.")
+        print("Run viommu setup to provide what is missing.")
     return complete
 
 
+def set_up(further: Sequence[str] = (), *, check_only: bool = False) -> int:
+    """What `viommu setup` does; returns its exit code."""
+    cache = Cache(cache_directory())
+    try:
+        if check_only:
+            return 0 if check(cache) else 1
+        if provision(cache, lambda text: print(text, flush=True), further):
+            print(f"Everything is set up in {cache.directory}")
+    except ProvisionError as error:
+        print(f"viommu setup: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nviommu setup: interrupted; run it again and it goes on where it stopped.",
+            file=sys.stderr,
+        )
+        return 130
+    return 0
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/setup", description=__doc__)
+    parser = argparse.ArgumentParser(prog="viommu setup", description=__doc__)
     parser.add_argument(
         "--check", action="store_true", help="report each part; exit status 1 if one is missing"
     )
@@ -122,22 +142,7 @@ def main() -> int:
         choices=[guest.name for guest in guest_image.ON_DEMAND],
     )  # fmt: skip
     options = parser.parse_args()
-    cache = Cache(cache_directory())
-    try:
-        if options.check:
-            return 0 if check(cache) else 1
-        if provision(cache, lambda text: print(text, flush=True), options.guest):
-            print(f"Everything is set up in {cache.directory}")
-    except ProvisionError as error:
-        print(f"scripts/setup: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "\nscripts/setup: interrupted; run it again and it goes on where it stopped.",
-            file=sys.stderr,
-        )
-        return 130
-    return 0
+    return set_up(options.guest, check_only=options.check)
 
 
 if __name__ == "__main__":

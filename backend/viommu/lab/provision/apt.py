@@ -101,7 +101,7 @@ def _run(command: Sequence[str | Path], doing: str) -> str:
         )
     except FileNotFoundError as error:
         raise ProvisionError(
-            f"{command[0]} is not there: scripts/setup takes packages through Debian's apt; run it "
+            f"{command[0]} is not there: viommu setup takes packages through Debian's apt; run it "
             "on Debian, or install QEMU ≥ 10.1 and libvfio-user and name your own guest."
         ) from error
     if done.returncode:
@@ -123,7 +123,7 @@ def _explain(doing: str, output: str) -> str:
     if "No space left" in output or "enough free space" in output:
         return (
             f"The cache directory is full while {doing}: free some space there, or set "
-            "VIOMMU_CACHE to a directory on a larger disk, and run scripts/setup again."
+            "VIOMMU_CACHE to a directory on a larger disk, and run viommu setup again."
         )
     if "NO_PUBKEY" in output or "not signed" in output:
         return (
@@ -133,7 +133,7 @@ def _explain(doing: str, output: str) -> str:
     if _UNREACHABLE.search(output):
         return (
             f"The Debian mirror cannot be reached while {doing} ({detail}): check the network, or "
-            "name a mirror in VIOMMU_DEBIAN_MIRROR, and run scripts/setup again; it goes on "
+            "name a mirror in VIOMMU_DEBIAN_MIRROR, and run viommu setup again; it goes on "
             "where it stopped."
         )
     return f"apt failed while {doing}: {detail}"
@@ -355,7 +355,7 @@ def unpack(package: Path, into: Path, wanted: Callable[[str], bool]) -> None:
                         _place(tar, member, into / path)
         except tarfile.TarError as error:
             raise ProvisionError(
-                f"{package} cannot be unpacked ({error}): delete it and run scripts/setup again."
+                f"{package} cannot be unpacked ({error}): delete it and run viommu setup again."
             ) from error
 
 

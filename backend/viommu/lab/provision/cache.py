@@ -43,7 +43,7 @@ def explain_os_error(error: OSError, directory: Path) -> ProvisionError:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return ProvisionError(
             f"The cache directory {directory} is full: free some space there, "
-            "or set VIOMMU_CACHE to a directory on a larger disk, and run scripts/setup again."
+            "or set VIOMMU_CACHE to a directory on a larger disk, and run viommu setup again."
         )
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return ProvisionError(
