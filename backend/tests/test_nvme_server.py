@@ -2,6 +2,7 @@
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 from tests.client import CONFIG
 from tests.nvme_rig import ACQ, AQA, ASQ, CC, CSTS, ENABLE, IDENTIFY, RDY, command
 from tests.server_rig import BASE, BUS_MASTER, COMMAND, FUNCTIONS, MEMORY_SPACE, Function, Machine
+from viommu.faults.plan import Plan
 
 INTX, MSIX = 0, 2
 DATA = BASE + 0x8000
@@ -92,6 +94,36 @@ def test_its_messages(tmp_path: Path, eventfds: list[int]) -> None:
         for place in range(2):
             identify(machine, client, place)
             assert count(eventfds[0]) == 1, "each has its own"
+
+
+HELD = {
+    "at": "dma-translated",
+    "when": {"size": 4096, "write": True},
+    "do": {"action": "hold", "ms": 50},
+}
+
+
+def test_its_dma_is_held_in_flight(tmp_path: Path) -> None:
+    with Machine(tmp_path, functions=functions(None, 1 << 20)) as machine:
+        machine.server.faults.load(Plan.of(HELD))
+        client = machine.connect("nvme0", bus_master=True)
+        enable(client)
+        machine.ram[0:64] = command(IDENTIFY, 1, prp1=DATA)
+        client.put(0x1000, 1)
+        machine.run()
+        smmu = machine.server.smmu
+        assert smmu is not None
+        assert len(smmu.in_flight) == 1, "it has nothing to do, and its transaction is in flight"
+        assert machine.word(BASE + 0x1008) == machine.word(DATA) == 0
+        client.put(CC, 0)
+        assert len(smmu.in_flight) == 0, "a controller reset ends it"
+        enable(client)
+        client.put(0x1000, 1)
+        machine.run()
+        time.sleep(0.06)
+        machine.server.turn()  # the time is over
+        machine.run()
+        assert machine.word(DATA) & 0xFFFF == 0x1234
 
 
 def test_its_disk(tmp_path: Path) -> None:
