@@ -18,7 +18,7 @@ from statistics import median
 
 from rich.console import Console
 from rich.table import Table
-from scripts import bench_guest, bench_host, bench_points
+from scripts import bench_guest, bench_host, bench_nvme, bench_points
 
 from viommu import hot
 from viommu.driver.access import Poll
@@ -378,6 +378,25 @@ def _seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
+def measure_nvme() -> list[Result]:
+    """The stock NVMe driver, SMMU translating, against QEMU's own controller behind its own SMMUv3."""
+    rates = bench_nvme.rates()
+    results = []
+    for what, unit in (
+        ("write", "MiB/s"),
+        ("read", "MiB/s"),
+        ("random write", "/s"),
+        ("random read", "/s"),
+    ):
+        ours, rival = rates["ours"][what], rates["qemu"][what]
+        ratio = ours / rival
+        name = f"stock NVMe driver: {what}, {'4 KiB' if unit == '/s' else '1 MiB'}"
+        results.append(
+            Result(name, ours, unit, "QEMU's own nvme", rival, ratio, "≥ 0.8", ratio >= 0.8)
+        )
+    return results
+
+
 def _rate(work: Callable[[int], None], count: int) -> float:
     work(count // 10)
     return count / median(_seconds(lambda: work(count)) for _ in range(3))
@@ -405,7 +424,7 @@ def main() -> int:
         + measure_translation(bench)
         + measure_attach(bench)
     )
-    results += measure_guest(bench)
+    results += measure_guest(bench) + measure_nvme()
     if options.json:
         print(json.dumps({"compiled": hot.COMPILED, "results": [asdict(r) for r in results]}))
         return 0

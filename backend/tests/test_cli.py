@@ -79,7 +79,7 @@ def mistake(outcome: Outcome, sentence: str) -> None:
 def test_a_machine_that_is_not_there(viommu: Run, command: str) -> None:
     mistake(
         viommu(command, "nope"),
-        r"no machine 'nope'; known: aarch64-virt, x86_64-q35, or a \.toml file",
+        r"no machine 'nope'; known: aarch64-nvme, aarch64-virt, x86_64-nvme, x86_64-q35, or a \.toml file",
     )
     mistake(viommu(command, "/nowhere/one.toml"), "one.toml: cannot be read: No such file")
 

@@ -28,6 +28,10 @@ RULES: dict[str, tuple[Path, set[str]]] = {
         {"viommu.layouts", "viommu.memory", "viommu.trace", "viommu.smmu", "viommu.endpoints.port"}
         | {"rich"},
     ),
+    "viommu.endpoints.nvme": (
+        BACKEND / "viommu/endpoints/nvme",
+        {"viommu.layouts", "viommu.trace", "viommu.endpoints.base", "viommu.endpoints.port"},
+    ),
     "viommu.driver": (BACKEND / "viommu/driver", {"viommu.layouts"}),
     "vfio_user": (BINDINGS / "vfio_user", set()),
 }
@@ -91,7 +95,14 @@ def test_the_bindings_know_nothing_of_iommus() -> None:
         assert "smmu" not in path.read_text("utf-8").lower(), path
 
 
-PURE = ("viommu.layouts", "viommu.memory", "viommu.trace", "viommu.hot", "viommu.smmu")
+PURE = (
+    "viommu.layouts",
+    "viommu.memory",
+    "viommu.trace",
+    "viommu.hot",
+    "viommu.smmu",
+    "viommu.endpoints.nvme",
+)
 SIDE_EFFECTS = {"print", "open", "input", "sleep", "exec", "eval"}
 OUTSIDE = {"os", "sys", "io", "time", "socket", "threading", "subprocess", "logging", "random"}
 

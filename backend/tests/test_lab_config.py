@@ -40,10 +40,11 @@ def write(folder: Path, text: str) -> Path:
 def test_the_machines_that_come_with_the_project_are_good(path: Path) -> None:
     machine = load_machine(path.stem)
     assert machine == load_machine(path)
+    engines = [("engine0", "test-engine", 2), ("engine1", "test-engine", 3)]
+    disk = [("nvme0", "nvme", 2)]
     assert [(device.name, device.model, device.slot) for device in machine.devices] == [
         ("smmu", "smmuv3", 1),
-        ("engine0", "test-engine", 2),
-        ("engine1", "test-engine", 3),
+        *(disk if path.stem.endswith("-nvme") else engines),
     ]
 
 
@@ -51,6 +52,8 @@ def test_both_architectures_are_there() -> None:
     assert {path.stem for path in machine_directory().glob("*.toml")} >= {
         "aarch64-virt",
         "x86_64-q35",
+        "aarch64-nvme",
+        "x86_64-nvme",
     }
 
 
@@ -79,12 +82,12 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         (
             "slot = 2",
             "slot = 2\ncolour = 1",
-            "devices[1].colour: unknown key, allowed: bus, model, name, slot",
+            "devices[1].colour: unknown key, allowed: bus, disk, model, name, size_mib, slot",
         ),
         (
             '"smmuv3"',
             '"smmuv2"',
-            "devices[0].model: 'smmuv2' is wrong, it should be 'smmuv3' or 'test-engine'",
+            "devices[0].model: 'smmuv2' is wrong, it should be 'smmuv3', 'test-engine' or 'nvme'",
         ),
         (
             '"aarch64"',
@@ -125,6 +128,17 @@ def test_values_and_defaults(tmp_path: Path) -> None:
             "[smmu]\noutput_address_bits = 33\n[timeouts]",
             "smmu: output_address_bits",
         ),
+        (
+            '"test-engine"',
+            '"nvme"',
+            "devices[1]: a device of model 'nvme' needs a disk or a size_mib",
+        ),
+        (
+            "slot = 2",
+            "slot = 2\nsize_mib = 1",
+            "devices[1]: a device of model 'test-engine' has neither disk nor size_mib",
+        ),
+        ("slot = 2", "slot = 2\nsize_mib = 0", "devices[1].size_mib: 0 is wrong, it should be"),
         ("memory_mib = 512", "memory_mib = ", "not TOML: Invalid value (at line 5, column 14)"),
     ],
 )
@@ -160,6 +174,13 @@ def test_a_function_on_a_bus_of_its_own(tmp_path: Path) -> None:
     assert [first.stream_id, second.stream_id] == [0x100, 0x200]
 
 
+def test_a_disk_is_beside_its_machine(tmp_path: Path) -> None:
+    text = GOOD.replace('"test-engine"', '"nvme"\ndisk = "{}"\nsize_mib = 3')
+    assert load_machine(write(tmp_path, text.format("a.raw"))).devices[1].disk == tmp_path / "a.raw"
+    device = load_machine(write(tmp_path, text.format("/dev/vdb"))).devices[1]
+    assert (device.disk, device.size) == (Path("/dev/vdb"), 3 << 20)
+
+
 def test_slots_of_q35(tmp_path: Path) -> None:
     text = GOOD.replace('"aarch64"', '"x86_64"').replace('"virt,gic-version=3"', '"q35"')
     assert load_machine(write(tmp_path, text.replace("slot = 2", "slot = 5"))).arch == "x86_64"
@@ -168,7 +189,9 @@ def test_slots_of_q35(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_machine() -> None:
-    with pytest.raises(ConfigError, match=r"no machine 'vax'; known: aarch64-virt, .*x86_64-q35"):
+    with pytest.raises(
+        ConfigError, match=r"no machine 'vax'; known: aarch64-nvme, aarch64-virt, .*x86_64-q35"
+    ):
         load_machine("vax")
 
 

@@ -68,7 +68,10 @@ def test_a_wrong_value_is_told(
     ("marker", "sentence"),
     [
         ("machin='x'", "viommu: no option 'machin'; there is machine, smmu, raw, kernel,"),
-        ("machine='x'", "no machine 'x'; known: aarch64-virt, x86_64-q35, or a .toml file"),
+        (
+            "machine='x'",
+            "no machine 'x'; known: aarch64-nvme, aarch64-virt, x86_64-nvme, x86_64-q35, or a .toml file",
+        ),
         ("smmu='stall = 1'", "smmu.stall: unknown key, allowed: "),
         ("qemu='/bin/false'", "/bin/false is no QEMU ≥ 10.1 with vfio-user-pci"),
     ],

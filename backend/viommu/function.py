@@ -29,6 +29,7 @@ _log = logging.getLogger(__name__)
 _PATIENT, _BRIEF = (64, 8), (16, 0)
 
 # PCI Express capability (PCI Express Base, 7.5.3).
+_COMMAND_HIGH, _INTX_DISABLE = 0x05, 1 << 10 >> 8
 _CAPABILITIES, _EXPRESS, _DEVICE_CAPABILITIES_2, _END_END_PREFIX = 0x34, 0x10, 0x24, 1 << 21
 
 _NOT_SHARED = (
@@ -295,6 +296,10 @@ class Function:
                 lambda: self.trigger(vector),
             )
         return self.trigger(vector)
+
+    def pin_enabled(self) -> bool:
+        """The guest allows INTx; it does not while it uses MSI-X."""
+        return not self.device.config[_COMMAND_HIGH] & _INTX_DISABLE
 
     def trigger(self, vector: int) -> bool:
         """Send an interrupt; False when nobody listens."""

@@ -18,7 +18,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from viommu.control import ControlSocket, Methods
+from viommu.disks import open_disk
 from viommu.endpoints.base import Endpoint
+from viommu.endpoints.nvme.controller import NvmeController
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
 from viommu.endpoints.test_engine import SmmuTestEngine
@@ -57,6 +59,10 @@ class FunctionSpec(Protocol):
     def model(self) -> str: ...
     @property
     def stream_id(self) -> int: ...
+    @property
+    def disk(self) -> Path | None: ...
+    @property
+    def size(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class Server:
     """Serves the functions of one machine on sockets in `directory`, named after them.
 
     At most one function is the SMMU; every other reaches guest RAM through it. Raises what `vfio_user.PciDevice` does
-    when a socket cannot be had.
+    when a socket cannot be had, and `OSError` when a disk cannot be opened.
     """
 
     def __init__(
@@ -141,15 +147,16 @@ class Server:
                         port.keep_time(time.monotonic)
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
-                    model = SmmuTestEngine(
-                        port, name=spec.name, order=self.scheduler.order, tracer=self.tracer
-                    )
+                    model = self._endpoint(spec, port)
                 path = directory / f"{spec.name}.sock"
                 function = Function(spec.name, model, memory, port, path, self.tracer, msix)
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
                 function.device.on_attach = self._guest_came
+                if isinstance(model, NvmeController):
+                    model.use_pin(function.pin_enabled)
+                    function.device.on_pin_released = model.pin_released
                 if port is not None:
                     self._make_device(spec, function, port)
             if control is not None:
@@ -159,6 +166,12 @@ class Server:
         except BaseException:
             self._open.close()
             raise
+
+    def _endpoint(self, spec: FunctionSpec, port: DmaPort) -> Endpoint:
+        if spec.model == "nvme":
+            store = self._open.enter_context(open_disk(spec.disk, spec.size))
+            return NvmeController(port, store, name=spec.name, tracer=self.tracer)
+        return SmmuTestEngine(port, name=spec.name, order=self.scheduler.order, tracer=self.tracer)
 
     @property
     def smmu(self) -> Smmu | None:

@@ -16,6 +16,7 @@ from typing import NamedTuple, Self
 HEADER = struct.Struct("<HHIII")  # message id, command, size of the message, flags, errno
 FLAG_REPLY, FLAG_NO_REPLY, FLAG_ERROR = 1, 1 << 4, 1 << 5
 IRQ_DATA_EVENTFD, IRQ_ACTION_TRIGGER = 1 << 2, 1 << 5
+IRQ_DATA_NONE, IRQ_ACTION_MASK, IRQ_ACTION_UNMASK = 1 << 0, 1 << 3, 1 << 4
 CONFIG = 7
 
 
@@ -128,6 +129,11 @@ class Client:
         flags = IRQ_DATA_EVENTFD | IRQ_ACTION_TRIGGER
         payload = struct.pack("<IIIII", 20, flags, index, start, len(eventfds))
         self.request(Command.DEVICE_SET_IRQS, payload, eventfds)
+
+    def mask(self, index: int, masked: bool) -> None:
+        """Mask vector 0, or unmask it: QEMU does the latter when it lets go of the pin."""
+        flags = IRQ_DATA_NONE | (IRQ_ACTION_MASK if masked else IRQ_ACTION_UNMASK)
+        self.request(Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, flags, index, 0, 1))
 
     def region_info(self, region: int) -> RegionInfo:
         payload = struct.pack("<IIIIQQ", 32, 0, region, 0, 0, 0)

@@ -55,6 +55,20 @@ def test_each_kind(
     assert counts(eventfds) == expected
 
 
+def test_the_client_says_when_it_lets_go_of_the_pin(
+    device: PciDevice, connect: Connect, eventfds: list[int]
+) -> None:
+    device.set_interrupts(intx=1)
+    released: list[bool] = []
+    device.on_pin_released = lambda: released.append(True)
+    client = connect()
+    client.set_eventfds(INTX, eventfds[:1])
+    client.mask(INTX, True)
+    assert released == []
+    client.mask(INTX, False)
+    assert released == [True]
+
+
 @pytest.mark.parametrize("writes", [False, True])
 def test_the_pin_shows_in_the_status_register_until_the_guest_looks(
     device: PciDevice, connect: Connect, scratch: Scratch, eventfds: list[int], writes: bool

@@ -73,6 +73,7 @@ class PciDevice:
         self.on_dma_unmap: Callable[[DmaRegion], None] | None = None
         self.on_reset: Callable[[ResetType], None] | None = None
         self.on_config_write: Callable[[int, bytes], None] | None = None
+        self.on_pin_released: Callable[[], None] | None = None
         self.config_filter: Callable[[int, bytes, bool], bytes | None] | None = None
 
         self._bars: dict[int, int] = {}
@@ -197,6 +198,9 @@ class PciDevice:
             raise DeviceError(str(error)) from error
         for kind, count in ((Irq.INTX, intx), (Irq.MSI, msi), (Irq.MSIX, msix)):
             self._context.check("vfu_setup_device_nr_irqs", kind, count)
+        if intx:
+            released = self._context.keep(abi.IrqStateCallback(self._pin_unmasked))
+            self._context.check("vfu_setup_irq_state_callback", Irq.INTX, released)
         self._config.set_interrupt_pin(intx)
         self._vectors = max(intx, msi, msix)
 
@@ -391,6 +395,13 @@ class PciDevice:
             self._config.reset()
         if self.on_reset is not None:
             self.on_reset(kind)
+
+    def _pin_unmasked(self, _: int, start: int, count: int, masked: bool) -> None:  # noqa: ARG002
+        try:
+            if not masked and self.on_pin_released is not None:
+                self.on_pin_released()
+        except BaseException as error:
+            self._context.failures.report("on_pin_released", error)
 
     def _mapped(self, region: DmaRegion) -> None:
         if self.on_dma_map is not None:

@@ -6,7 +6,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
@@ -14,7 +22,7 @@ from viommu.lab.errors import ConfigError
 from viommu.smmu.features import Features
 
 Arch = Literal["aarch64", "x86_64"]
-Model = Literal["smmuv3", "test-engine"]
+Model = Literal["smmuv3", "test-engine", "nvme"]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 # On q35 the chipset's own functions sit in slot 31.
@@ -35,6 +43,30 @@ class Device(_Strict):
     slot: Annotated[int, Field(ge=1, le=31)]
     bus: Annotated[int, Field(ge=1, le=255)] | None = None
     """With it, a root port is in `slot`, and the function in slot 0 of that bus: it can be unplugged."""
+
+    disk: Path | None = None
+    """A raw image or a block device for an NVMe controller; beside the TOML file if it is not absolute."""
+    size_mib: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    """How large the disk is, if it is in RAM or has to be made."""
+
+    @field_validator("disk")
+    @classmethod
+    def _beside(cls, disk: Path | None, info: ValidationInfo) -> Path | None:
+        home = (info.context or {}).get("home")
+        return disk if disk is None or home is None else home / disk
+
+    @property
+    def size(self) -> int | None:
+        """`size_mib` in bytes."""
+        return None if self.size_mib is None else self.size_mib << 20
+
+    @model_validator(mode="after")
+    def _check_disk(self) -> Self:
+        wanted = self.model == "nvme"
+        if wanted != (self.disk is not None or self.size_mib is not None):
+            needs = "needs a disk or a size_mib" if wanted else "has neither disk nor size_mib"
+            raise ValueError(f"a device of model '{self.model}' {needs}")
+        return self
 
     @property
     def stream_id(self) -> int:
@@ -156,7 +188,8 @@ def load_machine(machine: str | Path) -> Machine:
             known = ", ".join(sorted(each.stem for each in machine_directory().glob("*.toml")))
             raise ConfigError(f"no machine {str(machine)!r}; known: {known}, or a .toml file")
     try:
-        return Machine.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        return Machine.model_validate(tomllib.loads(text), context={"home": path.parent})
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,0 +1,72 @@
+"""Block stores in files: what a served NVMe controller keeps beyond the server's life."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from viommu.endpoints.nvme.store import BlockStore, RamDisk
+
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+
+
+class RawFile:
+    """A raw image or a block device. Raises `OSError` when it cannot be opened.
+
+    With `size` it is made, sparse, when it is not there yet. What is written is the kernel's until `flush`.
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        flags = os.O_RDWR | (0 if size is None else os.O_CREAT)
+        self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        try:
+            self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
+            if self.size == 0 and size is not None:
+                os.truncate(self._descriptor, size)
+                self.size = size
+        except BaseException:
+            self.close()
+            raise
+        self._fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer`; what lies beyond a file that has shrunk is an `OSError`."""
+        while buffer:
+            count = os.preadv(self._descriptor, [buffer], offset)
+            if not count:
+                raise OSError(f"the file ends at {offset:#x}")
+            offset, buffer = offset + count, buffer[count:]
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data`, by the page cache."""
+        while data:
+            count = os.pwrite(self._descriptor, data, offset)
+            offset, data = offset + count, data[count:]
+
+    def zero(self, offset: int, size: int) -> None:
+        """Punch a hole, where the file system can."""
+        if self._fallocate(self._descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size):
+            self.write(offset, memoryview(bytes(size)))
+
+    def flush(self) -> None:
+        """As fdatasync(2) does."""
+        os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file, once."""
+        os.close(self._descriptor)
+
+
+@contextmanager
+def open_disk(path: Path | None, size: int | None) -> Iterator[BlockStore]:
+    """The store of a machine's disk: the file at `path`, which is made when `size` says how large, or else RAM.
+
+    Raises `OSError` when the file cannot be opened.
+    """
+    if path is None:
+        yield RamDisk(size or 0)
+        return
+    with closing(RawFile(path, size)) as store:
+        yield store

@@ -1,0 +1,249 @@
+"""What an enabled controller does: it fetches commands, carries them out and posts their completions.
+
+Each of these is a task, so that many transactions are in flight. A submission queue is fetched from as long as it has
+entries and room for them; what waits for a place in its completion queue counts. Completions go out in order.
+"""
+
+from collections.abc import Generator
+
+from viommu.endpoints.nvme.admin import AdminCommands
+from viommu.endpoints.nvme.errors import RETRIABLE, CommandFailed
+from viommu.endpoints.nvme.events import NvmeCommandEnded, NvmeCommandFetched
+from viommu.endpoints.nvme.interrupts import Interrupts
+from viommu.endpoints.nvme.io import IoCommands
+from viommu.endpoints.nvme.logs import AsyncEvents, ErrorEvent, Logs
+from viommu.endpoints.nvme.queues import CompletionQueue, Pending, Queues, SubmissionQueue
+from viommu.endpoints.nvme.tasks import Tasks
+from viommu.endpoints.nvme.transfers import Steps, Transfers, Waiting
+from viommu.endpoints.port import DmaFault
+from viommu.layouts.nvme_commands import AdminOpcode, IoOpcode, Status, SubmissionEntry
+from viommu.trace import Tracer
+
+BURST = 8
+"""Entries that one transaction fetches or posts at most."""
+EXECUTING = 64
+"""I/O commands that are carried out at the same time, each with its data."""
+_ADMIN = {int(opcode): opcode.name for opcode in AdminOpcode}
+_IO = {int(opcode): opcode.name for opcode in IoOpcode}
+
+
+class Fatal(Exception):
+    """A queue cannot be reached: there is no way to tell software but CSTS.CFS (9.5)."""
+
+
+class Engine:
+    """Gone with the next reset. `step` raises `Fatal`."""
+
+    def __init__(
+        self,
+        name: str,
+        queues: Queues,
+        transfers: Transfers,
+        interrupts: Interrupts,
+        logs: Logs,
+        admin: AdminCommands,
+        io: IoCommands,
+        tracer: Tracer,
+    ) -> None:
+        self._name, self._queues, self._transfers = name, queues, transfers
+        self._interrupts, self._logs, self._tracer = interrupts, logs, tracer
+        self.events = AsyncEvents()
+        self.tasks = Tasks()
+        self._executing = 0
+        self._admin, self._io = admin, io
+
+    # Doorbells
+
+    def ring_submission(self, queue_id: int, value: int) -> None:
+        """A tail doorbell was written."""
+        queue = self._queues.submission.get(queue_id)
+        if queue is None:
+            self._happened(ErrorEvent.INVALID_DOORBELL_REGISTER)
+        elif queue.ring(value):
+            self._kick(queue)
+        else:
+            self._happened(ErrorEvent.INVALID_DOORBELL_VALUE)
+
+    def ring_completion(self, queue_id: int, value: int) -> None:
+        """A head doorbell was written."""
+        queue = self._queues.completion.get(queue_id)
+        if queue is None:
+            self._happened(ErrorEvent.INVALID_DOORBELL_REGISTER)
+        elif queue.ring(value):
+            self._interrupts.acknowledged(queue)
+        else:
+            self._happened(ErrorEvent.INVALID_DOORBELL_VALUE)
+
+    def _happened(self, event: ErrorEvent) -> None:
+        self.events.happened(event)
+        self._tell()
+
+    def _tell(self) -> None:
+        while (told := self.events.next()) is not None:
+            command_id, result = told
+            queue = self._queues.submission[0]
+            queue.outstanding += 1
+            self._post(Pending(queue, command_id, result, Status.SUCCESS, False))
+
+    # Fetching
+
+    def _room(self, queue: SubmissionQueue) -> int:
+        if queue.id == 0:
+            return min(queue.room, BURST)
+        return min(queue.room, BURST, max(0, EXECUTING - self._executing))
+
+    def _kick(self, queue: SubmissionQueue) -> None:
+        if queue.fetch is None and self._room(queue):
+            queue.fetch = self.tasks.spawn(self._fetch(queue))
+
+    def _fetch(self, queue: SubmissionQueue) -> Steps:
+        while count := self._room(queue):
+            size = SubmissionEntry.size
+            try:
+                data = yield from self._transfers.read(queue.place, count * size)
+            except DmaFault as fault:
+                raise Fatal(f"submission queue {queue.id}: {fault}") from None
+            queue.advance(count)
+            for place in range(0, count * size, size):
+                self._begin(queue, SubmissionEntry.from_bytes(data[place:]))
+        queue.fetch = None
+
+    def _begin(self, queue: SubmissionQueue, entry: SubmissionEntry) -> None:
+        queue.outstanding += 1
+        if self._tracer:
+            names = _IO if queue.id else _ADMIN
+            opcode = names.get(entry.opcode) or hex(entry.opcode)
+            self._tracer.emit(NvmeCommandFetched(self._name, queue.id, entry.command_id, opcode))
+        if entry.command_id in queue.commands:
+            self._end(queue, entry, 0, CommandFailed(Status.COMMAND_ID_CONFLICT))
+            return
+        self._executing += queue.id != 0
+        queue.commands[entry.command_id] = self.tasks.spawn(self._execute(queue, entry))
+
+    # Carrying out
+
+    def _execute(self, queue: SubmissionQueue, entry: SubmissionEntry) -> Steps:
+        result: int | None = 0
+        failure: CommandFailed | None = None
+        try:
+            if entry.prp_or_sgl or entry.fused_operation:
+                raise CommandFailed(Status.INVALID_FIELD, 1)
+            result = yield from self._run(queue, entry)
+        except CommandFailed as failed:
+            failure = failed
+        except DmaFault:
+            failure = CommandFailed(Status.DATA_TRANSFER_ERROR)
+        except OSError:
+            failure = CommandFailed(Status.INTERNAL_ERROR)
+        self._leave(queue, entry.command_id)
+        if result is None:
+            queue.outstanding -= 1
+            self._kick(queue)
+            self._tell()
+            return
+        self._end(queue, entry, result, failure)
+        if queue.id == 0:
+            self._tell()
+
+    def _run(
+        self, queue: SubmissionQueue, entry: SubmissionEntry
+    ) -> Generator[Waiting | None, None, int | None]:
+        if queue.id == 0:
+            return self._admin.run(entry, self)
+        return self._io.run(entry)
+
+    def _leave(self, queue: SubmissionQueue, command_id: int) -> None:
+        """The command is not carried out any more."""
+        del queue.commands[command_id]
+        if queue.id == 0:
+            return
+        self._executing -= 1
+        if self._executing == EXECUTING - 1:
+            for each in self._queues.submission.values():
+                self._kick(each)
+
+    def _end(
+        self,
+        queue: SubmissionQueue,
+        entry: SubmissionEntry,
+        result: int,
+        failure: CommandFailed | None,
+    ) -> None:
+        status = Status.SUCCESS if failure is None else failure.status
+        if failure is not None:
+            self._logs.failed(
+                queue.id, entry.command_id, status, failure.parameter, entry.namespace_id
+            )
+        retry = failure is None or status in RETRIABLE
+        self._post(Pending(queue, entry.command_id, result, status, not retry))
+
+    def abort(self, queue: SubmissionQueue, command_id: int) -> bool:
+        """End a command where it is; False when it is not there any more."""
+        if queue.id == 0 and command_id in self.events.requests:
+            self.events.requests.remove(command_id)
+            queue.outstanding += 1
+        elif command_id in queue.commands:
+            self.tasks.cancel(queue.commands[command_id])
+            self._leave(queue, command_id)
+        else:
+            return False
+        self._post(Pending(queue, command_id, 0, Status.COMMAND_ABORT_REQUESTED, False))
+        return True
+
+    def abandon(self, queue: SubmissionQueue) -> None:
+        """A submission queue is being deleted: nothing of it goes on."""
+        if queue.fetch is not None:
+            self.tasks.cancel(queue.fetch)
+        queue.fetch, queue.tail = None, queue.head
+        for command_id in list(queue.commands):
+            self.tasks.cancel(queue.commands[command_id])
+            self._leave(queue, command_id)
+            status = Status.COMMAND_ABORTED_SQ_DELETION
+            self._post(Pending(queue, command_id, 0, status, False))
+
+    def discard(self, queue: CompletionQueue) -> None:
+        """A completion queue is deleted: what it has no place for is lost."""
+        queue.pending.clear()
+        if queue.post is not None:
+            self.tasks.cancel(queue.post)
+
+    # Completions
+
+    def _post(self, pending: Pending) -> None:
+        if self._tracer:
+            self._tracer.emit(
+                NvmeCommandEnded(self._name, pending.sq.id, pending.command_id, pending.status.name)
+            )
+        queue = pending.sq.completions
+        queue.pending.append(pending)
+        if queue.post is None:
+            queue.post = self.tasks.spawn(self._write(queue))
+
+    def _write(self, queue: CompletionQueue) -> Steps:
+        while queue.pending:
+            count = min(len(queue.pending), queue.room, BURST)
+            if not count:
+                yield queue
+                continue
+            try:
+                yield from self._transfers.write(queue.place, queue.entries(count))
+            except DmaFault as fault:
+                raise Fatal(f"completion queue {queue.id}: {fault}") from None
+            queue.advance(count)
+            self._interrupts.posted(queue)
+            for _ in range(count):
+                submission = queue.pending.popleft().sq
+                submission.outstanding -= 1
+                self._kick(submission)
+        queue.post = None
+
+    @property
+    def busy(self) -> bool:
+        return self.tasks.busy
+
+    def step(self) -> None:
+        self.tasks.step()
+
+    def cancel(self) -> None:
+        """End everything; what is in flight ends without moving its bytes."""
+        self.tasks.clear()

@@ -1,0 +1,34 @@
+"""What the trace has of an NVMe controller."""
+
+from dataclasses import dataclass
+
+from viommu.trace import Event
+
+
+@dataclass(frozen=True, slots=True)
+class NvmeStateChanged(Event):
+    """The controller became `ready`, `disabled`, `shut down`, or `fatal` for a reason."""
+
+    endpoint: str
+    state: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class NvmeCommandFetched(Event):
+    """A command was fetched from submission queue `sq_id`."""
+
+    endpoint: str
+    sq_id: int
+    command_id: int
+    opcode: str
+
+
+@dataclass(frozen=True, slots=True)
+class NvmeCommandEnded(Event):
+    """A command is over; its completion is on its way."""
+
+    endpoint: str
+    sq_id: int
+    command_id: int
+    status: str

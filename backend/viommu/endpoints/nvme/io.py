@@ -1,0 +1,152 @@
+"""What the commands of the I/O queues do (NVM Express 1.4, 6)."""
+
+from collections.abc import Callable, Generator
+
+from viommu.endpoints.nvme.errors import CommandFailed
+from viommu.endpoints.nvme.features import Features
+from viommu.endpoints.nvme.identify import MAX_TRANSFER, NAMESPACE
+from viommu.endpoints.nvme.logs import Logs
+from viommu.endpoints.nvme.store import BlockStore
+from viommu.endpoints.nvme.transfers import Segment, Steps, Transfers, Waiting
+from viommu.layouts.nvme_commands import (
+    ALL_NAMESPACES,
+    BlocksCommand,
+    DatasetManagementCommand,
+    DatasetRange,
+    IoOpcode,
+    Status,
+    SubmissionEntry,
+)
+
+ZERO_PIECE = 4 << 20
+"""The most that one step makes zero, bytes."""
+
+
+class IoCommands:
+    """Carries them out on a store. `page` is CC.MPS."""
+
+    def __init__(
+        self,
+        transfers: Transfers,
+        store: BlockStore,
+        block_size: int,
+        features: Features,
+        logs: Logs,
+        page: int,
+    ) -> None:
+        self._transfers, self._store, self._block = transfers, store, block_size
+        self._blocks = store.size // block_size
+        self._features, self._logs, self._page = features, logs, page
+
+    def run(self, entry: SubmissionEntry) -> Generator[Waiting | None, None, int]:
+        """Raises `CommandFailed`, `DmaFault`, and `OSError` of the store."""
+        work: Callable[[SubmissionEntry], Steps]
+        namespaces = (NAMESPACE, ALL_NAMESPACES) if entry.opcode == IoOpcode.FLUSH else (NAMESPACE,)
+        match entry.opcode:
+            case IoOpcode.READ:
+                work = self._read
+            case IoOpcode.WRITE:
+                work = self._write
+            case IoOpcode.FLUSH:
+                work = self._flush
+            case IoOpcode.COMPARE:
+                work = self._compare
+            case IoOpcode.WRITE_ZEROES:
+                work = self._write_zeroes
+            case IoOpcode.DATASET_MANAGEMENT:
+                work = self._manage
+            case _:
+                raise CommandFailed(Status.INVALID_OPCODE, 0)
+        if entry.namespace_id not in namespaces:
+            raise CommandFailed(Status.INVALID_NAMESPACE_OR_FORMAT, 4)
+        yield from work(entry)
+        return 0
+
+    def _read(self, entry: SubmissionEntry) -> Steps:
+        command = BlocksCommand(entry.value)
+        offset, size, segments = yield from self._locate(command)
+        buffer = self._load(offset, size)
+        yield from self._transfers.move(segments, buffer, write=True)
+        self._logs.reads += 1
+        self._logs.bytes_read += size
+
+    def _write(self, entry: SubmissionEntry) -> Steps:
+        command = BlocksCommand(entry.value)
+        offset, size, segments = yield from self._locate(command)
+        buffer = memoryview(bytearray(size))
+        yield from self._transfers.move(segments, buffer, write=False)
+        try:
+            self._store.write(offset, buffer)
+            self._written(command)
+        except OSError:
+            self._logs.media_errors += 1
+            raise CommandFailed(Status.WRITE_FAULT) from None
+        self._logs.writes += 1
+        self._logs.bytes_written += size
+
+    def _compare(self, entry: SubmissionEntry) -> Steps:
+        offset, size, segments = yield from self._locate(BlocksCommand(entry.value))
+        buffer = memoryview(bytearray(size))
+        yield from self._transfers.move(segments, buffer, write=False)
+        if self._load(offset, size) != buffer:
+            raise CommandFailed(Status.COMPARE_FAILURE)
+
+    def _flush(self, entry: SubmissionEntry) -> Steps:  # noqa: ARG002 - it has no fields
+        yield None
+        self._store.flush()
+
+    def _write_zeroes(self, entry: SubmissionEntry) -> Steps:
+        command = BlocksCommand(entry.value)
+        offset, size = self._range(command.first_block, command.blocks + 1)
+        yield from self._zero(offset, size)
+        self._written(command)
+
+    def _manage(self, entry: SubmissionEntry) -> Steps:
+        command = DatasetManagementCommand(entry.value)
+        size = (command.ranges + 1) * DatasetRange.size
+        segments = yield from self._transfers.locate(command, size, self._page)
+        data = memoryview(bytearray(size))
+        yield from self._transfers.move(segments, data, write=False)
+        if not command.deallocate:  # the other attributes are hints
+            return
+        ranges = [
+            DatasetRange.from_bytes(data[place:]) for place in range(0, size, DatasetRange.size)
+        ]
+        for each in [self._range(each.first_block, each.blocks) for each in ranges]:
+            yield from self._zero(*each)
+
+    def _zero(self, offset: int, size: int) -> Steps:
+        end = offset + size
+        while offset < end:
+            piece = min(ZERO_PIECE, end - offset)
+            self._store.zero(offset, piece)
+            offset += piece
+            yield None
+
+    def _written(self, command: BlocksCommand) -> None:
+        if command.force_unit_access or not self._features.write_cache:
+            self._store.flush()
+
+    def _load(self, offset: int, size: int) -> memoryview:
+        buffer = memoryview(bytearray(size))
+        try:
+            self._store.read(offset, buffer)
+        except OSError:
+            self._logs.media_errors += 1
+            raise CommandFailed(Status.UNRECOVERED_READ_ERROR) from None
+        return buffer
+
+    def _locate(
+        self, command: BlocksCommand
+    ) -> Generator[Waiting | None, None, tuple[int, int, list[Segment]]]:
+        """Where a command's blocks are in the store, and its data in guest RAM."""
+        blocks = command.blocks + 1
+        if blocks * self._block > MAX_TRANSFER:
+            raise CommandFailed(Status.INVALID_FIELD, 48)
+        offset, size = self._range(command.first_block, blocks)
+        return offset, size, (yield from self._transfers.locate(command, size, self._page))
+
+    def _range(self, first: int, blocks: int) -> tuple[int, int]:
+        if first + blocks > self._blocks:
+            raise CommandFailed(Status.LBA_OUT_OF_RANGE, 40)
+        return first * self._block, blocks * self._block

@@ -1,0 +1,190 @@
+"""Submission and completion queues as rings in guest RAM (NVM Express 1.4, 4.1), and which of them there are."""
+
+from collections import deque
+from typing import NamedTuple
+
+from viommu.endpoints.nvme.errors import CommandFailed
+from viommu.endpoints.nvme.tasks import Task
+from viommu.layouts.nvme_commands import CompletionEntry, Status, SubmissionEntry
+
+IO_QUEUES = 16
+"""I/O submission queues, and as many completion queues."""
+MAX_ENTRIES = 1024
+DEPTH = 32
+"""Commands of one submission queue that are carried out, or wait for a place in the completion queue."""
+
+
+class Pending(NamedTuple):
+    """A completion that is not in guest RAM yet."""
+
+    sq: "SubmissionQueue"
+    command_id: int
+    result: int
+    status: Status
+    do_not_retry: bool
+
+
+class CompletionQueue:
+    """A ring that the controller fills. `vector` is None when it sends no interrupts."""
+
+    def __init__(self, queue_id: int, base: int, size: int, vector: int | None) -> None:
+        self.id, self.base, self.size, self.vector = queue_id, base, size, vector
+        self.head = self.tail = 0
+        self.post: Task | None = None
+        self.pending: deque[Pending] = deque()
+        self._phase = 1
+
+    @property
+    def room(self) -> int:
+        """How many entries can be written in a row. A ring with one free entry is full."""
+        free = (self.head - self.tail - 1) % self.size
+        return min(free, self.size - self.tail)
+
+    @property
+    def waiting(self) -> bool:
+        """It is full."""
+        return not self.room
+
+    @property
+    def unread(self) -> int:
+        """Entries that software has not said to have seen."""
+        return (self.tail - self.head) % self.size
+
+    @property
+    def place(self) -> int:
+        """Where the next entry goes."""
+        return self.base + self.tail * CompletionEntry.size
+
+    def entries(self, count: int) -> bytes:
+        """The first `count` pending completions, as they go to `place`."""
+        return b"".join(
+            CompletionEntry(
+                result=each.result,
+                sq_head=each.sq.head,
+                sq_id=each.sq.id,
+                command_id=each.command_id,
+                phase=self._phase,
+                status=each.status,
+                do_not_retry=each.do_not_retry,
+            ).to_bytes()
+            for each in (self.pending[place] for place in range(count))
+        )
+
+    def advance(self, count: int) -> None:
+        """Entries have been written."""
+        self.tail += count
+        if self.tail == self.size:
+            self.tail, self._phase = 0, 1 - self._phase
+
+    def ring(self, head: int) -> bool:
+        """The head doorbell. False when the value is not one of what was unread."""
+        if head >= self.size or (head - self.head) % self.size > self.unread:
+            return False
+        self.head = head
+        return True
+
+
+class Drained:
+    """Waits until what is pending of a completion queue is written, or cannot be."""
+
+    def __init__(self, queue: CompletionQueue) -> None:
+        self._queue = queue
+
+    @property
+    def waiting(self) -> bool:
+        return bool(self._queue.pending) and not self._queue.waiting
+
+
+class SubmissionQueue:
+    """A ring that software fills."""
+
+    def __init__(self, queue_id: int, base: int, size: int, completions: CompletionQueue) -> None:
+        self.id, self.base, self.size, self.completions = queue_id, base, size, completions
+        self.head = self.tail = 0
+        self.fetch: Task | None = None
+        self.commands: dict[int, Task] = {}
+        """What is being carried out, by Command Identifier."""
+        self.outstanding = 0
+        """Commands that have been fetched and whose completion is not in guest RAM."""
+
+    @property
+    def room(self) -> int:
+        """How many entries can be fetched in a row."""
+        there = (self.tail - self.head) % self.size
+        return min(there, self.size - self.head, DEPTH - self.outstanding)
+
+    @property
+    def place(self) -> int:
+        """Where the next entry is."""
+        return self.base + self.head * SubmissionEntry.size
+
+    def advance(self, count: int) -> None:
+        """Entries have been fetched."""
+        self.head = (self.head + count) % self.size
+
+    def ring(self, tail: int) -> bool:
+        """The tail doorbell. False when the value is none of the ring."""
+        if tail >= self.size:
+            return False
+        self.tail = tail
+        return True
+
+
+class Queues:
+    """The queues that there are, by their identifiers; 0 is the admin queue's."""
+
+    def __init__(self, vectors: int) -> None:
+        self.submission: dict[int, SubmissionQueue] = {}
+        self.completion: dict[int, CompletionQueue] = {}
+        self._vectors = vectors
+
+    def clear(self) -> None:
+        self.submission.clear()
+        self.completion.clear()
+
+    def create_completion(
+        self, queue_id: int, base: int, entries: int, vector: int | None
+    ) -> CompletionQueue:
+        """Raises `CommandFailed` as Create I/O Completion Queue fails."""
+        self._check(queue_id, entries, queue_id in self.completion)
+        if vector is not None and vector >= self._vectors:
+            raise CommandFailed(Status.INVALID_INTERRUPT_VECTOR)
+        queue = self.completion[queue_id] = CompletionQueue(queue_id, base, entries, vector)
+        return queue
+
+    def create_submission(
+        self, queue_id: int, base: int, entries: int, completion_id: int
+    ) -> SubmissionQueue:
+        """Raises `CommandFailed` as Create I/O Submission Queue fails."""
+        if not 0 < completion_id <= IO_QUEUES:
+            raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER)
+        completions = self.completion.get(completion_id)
+        if completions is None:
+            raise CommandFailed(Status.COMPLETION_QUEUE_INVALID)
+        self._check(queue_id, entries, queue_id in self.submission)
+        queue = SubmissionQueue(queue_id, base, entries, completions)
+        self.submission[queue_id] = queue
+        return queue
+
+    def delete_completion(self, queue_id: int) -> CompletionQueue:
+        """Raises `CommandFailed` as Delete I/O Completion Queue fails. What it has pending is the caller's."""
+        queue = self.completion.get(queue_id) if queue_id else None
+        if queue is None:
+            raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER)
+        if any(each.completions is queue for each in self.submission.values()):
+            raise CommandFailed(Status.INVALID_QUEUE_DELETION)
+        del self.completion[queue_id]
+        return queue
+
+    def delete_submission(self, queue_id: int) -> SubmissionQueue:
+        """Raises `CommandFailed` as Delete I/O Submission Queue fails. What it has under way is the caller's."""
+        queue = self.submission.pop(queue_id, None) if queue_id else None
+        if queue is None:
+            raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER)
+        return queue
+
+    def _check(self, queue_id: int, entries: int, taken: bool) -> None:
+        if not 0 < queue_id <= IO_QUEUES or taken:
+            raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER)
+        if not 1 < entries <= MAX_ENTRIES:
+            raise CommandFailed(Status.INVALID_QUEUE_SIZE)

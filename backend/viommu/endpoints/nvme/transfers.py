@@ -1,0 +1,151 @@
+"""DMA of the controller, in steps: its generators yield what they wait for, or None when they can go on at once."""
+
+from collections import deque
+from collections.abc import Generator, Iterable
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+from viommu.endpoints.nvme.errors import CommandFailed
+from viommu.endpoints.port import DmaFault, DmaPort, DmaStalled, Transfer
+from viommu.layouts.nvme_commands import Status, SubmissionEntry
+
+WINDOW = 16
+"""Transactions that one command has in flight at most."""
+TRIES = 1000
+"""How often a transaction is begun again because software said that it may."""
+
+
+class Waiting(Protocol):
+    """What somebody waits for."""
+
+    @property
+    def waiting(self) -> bool:
+        """It has not come yet."""
+        ...
+
+
+Steps = Generator[Waiting | None, None, None]
+
+
+class Segment(NamedTuple):
+    """`size` bytes at `iova`."""
+
+    iova: int
+    size: int
+
+
+class Transfers:
+    """Moves bytes by `port`. What is adjacent moves at once."""
+
+    def __init__(self, port: DmaPort) -> None:
+        self._port = port
+
+    def read(self, iova: int, size: int) -> Generator[Waiting | None, None, memoryview]:
+        """`size` bytes from guest RAM. Raises `DmaFault`."""
+        buffer = memoryview(bytearray(size))
+        yield from self.move([Segment(iova, size)], buffer, write=False)
+        return buffer
+
+    def write(self, iova: int, data: bytes) -> Steps:
+        """Write `data` to guest RAM. Raises `DmaFault`."""
+        return self.move([Segment(iova, len(data))], memoryview(data), write=True)
+
+    def move(self, segments: Iterable[Segment], buffer: memoryview, *, write: bool) -> Steps:
+        """Move `buffer` to the segments, or what they hold into it. Raises `DmaFault`; what was before it has moved."""
+        left = deque(segments)
+        done = tries = 0
+        while left:
+            flight: list[Transfer] = []
+            try:
+                held, fault = self._begin(left, flight, write=write)
+                yield None
+                for transfer in flight:
+                    end = done + transfer.size
+                    yield from _released(transfer)
+                    if write:
+                        transfer.write_from(buffer[done:end])
+                    else:
+                        transfer.read_into(buffer[done:end])
+                    yield from _released(transfer)
+                    transfer.done()
+                    done = end
+            finally:
+                for transfer in flight:
+                    transfer.done()
+            if fault is not None:
+                raise fault
+            if held is not None:
+                tries += 1
+                while held.waiting:
+                    yield held
+                if held.aborted or tries > TRIES:
+                    raise DmaFault(left[0].iova, 0, "software did not let the transaction through")
+
+    def _begin(
+        self, left: deque[Segment], flight: list[Transfer], *, write: bool
+    ) -> tuple[DmaStalled | None, DmaFault | None]:
+        """Begin transactions for what is at the front of `left`, until one is stalled or aborted."""
+        while left and len(flight) < WINDOW:
+            iova, size = left[0]
+            try:
+                transfer = self._port.begin(iova, size, write=write)
+            except DmaStalled as held:
+                return held, None
+            except DmaFault as fault:
+                return None, fault
+            flight.append(transfer)
+            if transfer.size < size:
+                left[0] = Segment(iova + transfer.size, size - transfer.size)
+            else:
+                left.popleft()
+        return None, None
+
+    def locate(
+        self, entry: SubmissionEntry, size: int, page: int
+    ) -> Generator[Waiting | None, None, list[Segment]]:
+        """Where the `size` bytes of a command's data are: its PRP entries, and the lists that they point to (4.3).
+
+        Raises `CommandFailed` for an offset that may not be, `DmaFault` when a list cannot be read.
+        """
+        segments: list[Segment] = []
+        first = entry.prp1
+        if first & 3:
+            raise CommandFailed(Status.PRP_OFFSET_INVALID)
+        left = size - _append(segments, first, min(size, page - first % page))
+        if not left:
+            return segments
+        if left <= page:
+            _append(segments, _aligned(entry.prp2, page), left)
+            return segments
+        place = _aligned(entry.prp2, 8)
+        while left:
+            needed, room = -(-left // page), (page - place % page) // 8
+            entries = (yield from self.read(place, 8 * min(needed, room))).cast("Q")
+            # The last entry of a list that is too short points to the next one.
+            more = needed > room
+            for address in islice(entries, len(entries) - more):
+                left -= _append(segments, _aligned(address, page), min(left, page))
+            if more:
+                place = _aligned(entries[-1], page)
+        return segments
+
+
+def _released(transfer: Transfer) -> Steps:
+    """Wait, in flight, as long as somebody holds the transfer."""
+    while transfer.waiting:
+        yield transfer
+
+
+def _aligned(address: int, unit: int) -> int:
+    if address % unit:
+        raise CommandFailed(Status.PRP_OFFSET_INVALID)
+    return address
+
+
+def _append(segments: list[Segment], iova: int, size: int) -> int:
+    """Add a segment, to the last if it follows on it; returns its size."""
+    if segments and sum(segments[-1]) == iova:
+        segments[-1] = Segment(segments[-1].iova, segments[-1].size + size)
+    else:
+        segments.append(Segment(iova, size))
+    return size

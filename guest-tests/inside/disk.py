@@ -1,0 +1,106 @@
+"""Reads and writes a disk, past the page cache, and knows what must be there.
+
+    python3 disk.py fill DISK MIB           # write it from the beginning, and flush
+    python3 disk.py check DISK MIB          # is it there?
+    python3 disk.py random DISK MIB COUNT   # 4 KiB blocks of the last MIB, written and read in any order
+    python3 disk.py load DISK MIB FILE      # the same until FILE is gone, one round after the other
+    python3 disk.py read DISK OFFSET SIZE   # one read
+
+Each prints one line of JSON.
+"""
+
+import json
+import mmap
+import os
+import sys
+from random import Random
+from typing import Any
+
+MIB, PAGE = 1 << 20, 4096
+
+Result = dict[str, Any]
+
+
+def pattern(number: int, size: int) -> bytes:
+    """What belongs into piece `number`."""
+    return Random(number).randbytes(PAGE) * (size // PAGE)
+
+
+class Disk:
+    """Opened for direct access: each transfer is a command of its own, or several if it is large."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_DIRECT)
+        self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._buffer = mmap.mmap(-1, MIB)  # direct access wants whole pages
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._buffer[: len(data)] = data
+        done = os.pwrite(self._descriptor, memoryview(self._buffer)[: len(data)], offset)
+        assert done == len(data)
+
+    def read(self, offset: int, size: int) -> bytes:
+        done = os.preadv(self._descriptor, [memoryview(self._buffer)[:size]], offset)
+        assert done == size
+        return self._buffer[:size]
+
+    def flush(self) -> None:
+        os.fsync(self._descriptor)
+
+
+def fill(disk: Disk, mib: str) -> Result:
+    for number in range(int(mib)):
+        disk.write(number * MIB, pattern(number, MIB))
+    disk.flush()
+    return {"written": int(mib)}
+
+
+def check(disk: Disk, mib: str) -> Result:
+    pieces = range(int(mib))
+    wrong = [number for number in pieces if disk.read(number * MIB, MIB) != pattern(number, MIB)]
+    return {"wrong": wrong}
+
+
+def random(disk: Disk, mib: str, count: str) -> Result:
+    return one_round(disk, int(mib), int(count), Random(0))
+
+
+def one_round(disk: Disk, mib: int, count: int, dice: Random) -> Result:
+    start = disk.size - mib * MIB
+    written: dict[int, int] = {}
+    wrong = list[int]()
+    for number in range(count):
+        block = dice.randrange(mib * MIB // PAGE)
+        disk.write(start + block * PAGE, pattern(number, PAGE))
+        written[block] = number
+        block = dice.choice(list(written))
+        if disk.read(start + block * PAGE, PAGE) != pattern(written[block], PAGE):
+            wrong.append(block)
+    for block, number in written.items():
+        if disk.read(start + block * PAGE, PAGE) != pattern(number, PAGE):
+            wrong.append(block)
+    return {"wrong": wrong}
+
+
+def load(disk: Disk, mib: str, flag: str) -> Result:
+    rounds, wrong = 0, list[int]()
+    dice = Random(1)
+    while os.path.exists(flag):  # noqa: PTH110 - pathlib is slow to import
+        result = one_round(disk, int(mib), 16, dice)
+        wrong += result["wrong"]
+        rounds += 1
+    disk.flush()
+    return {"rounds": rounds, "wrong": wrong}
+
+
+def read(disk: Disk, offset: str, size: str) -> Result:
+    data = disk.read(int(offset), int(size))
+    return {"right": data == pattern(int(offset) // MIB, int(size))}
+
+
+if __name__ == "__main__":
+    command, path, *rest = sys.argv[1:]
+    commands: dict[str, Any] = {
+        "fill": fill, "check": check, "random": random, "load": load, "read": read,
+    }  # fmt: skip
+    print(json.dumps(commands[command](Disk(path), *rest)))
