@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 
 from tests import smmu_rig as hw
+from tests.ats_engine_rig import ERROR, HALTED, Engine
+from tests.ats_engine_rig import IOVA as ATS_IOVA
+from tests.ats_engine_rig import RAND48 as ATS_RAND48
 from tests.ats_rig import ATS, AtsRig
 from tests.faults_rig import shows
 from tests.test_smmu_pri import PRI
@@ -48,6 +51,25 @@ def test_a_wrong_completion() -> None:
     rig, page = mapped()
     faulty(rig, "ats-completing", {"action": "replace", "toggle": 0x1_0123}, iova=IOVA)
     assert rig.ask(IOVA).address == page ^ 0x1_0000
+
+
+@shows("ats-completing", "hold")
+@pytest.mark.parametrize("invalidated", [False, True])
+def test_a_completion_that_is_late(invalidated: bool) -> None:
+    engine = Engine()
+    rig = engine.rig
+    injector = faulty(rig, "ats-completing", {"action": "hold", "turns": 1}, iova=ATS_IOVA)
+    engine.start(ATS_RAND48, 64)
+    assert engine.drain() == ATS_RAND48, "it waits, and there is nothing to do"
+    assert not engine.engine.busy
+    assert len(engine.ats.cache) == 0
+    if invalidated:
+        engine.map(0, 0)
+        rig.submit((0x30, 0), ATC_INV, SYNC)
+    injector.close()
+    # An answer of before the invalidation is not taken.
+    assert engine.drain() == (ERROR if invalidated else HALTED)
+    assert len(engine.ats.cache) == (0 if invalidated else 1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ from viommu.smmu import (
     PageResponse,
     Smmu,
     Translation,
+    TranslationCompletion,
 )
+from viommu.trace import Hold
 
 ATS_CAPABILITY: Final = 0x0F
 ATS_ENABLE: Final = 1 << 15
@@ -43,6 +45,14 @@ class AtsRefused(Exception):
         self.iova, self.status = iova, status
 
 
+class AtsLate(Exception):
+    """The answer to the Translation Request for `iova` comes when `hold` is released: ask again then."""
+
+    def __init__(self, iova: int, hold: Hold) -> None:
+        super().__init__(f"Translation Request for {iova:#x}: no answer yet")
+        self.iova, self.hold = iova, hold
+
+
 class AtsService:
     """ATS of the function that is `stream_id`. The SMMU knows it as the function behind that stream."""
 
@@ -53,6 +63,8 @@ class AtsService:
         self.smallest_unit = 1 << 12
         """STU, bytes: what a Translation Request asks for is a multiple of it."""
         self._smmu = smmu
+        # Answers that are on their way, by who asked for what.
+        self._late: dict[tuple[Requester, int], TranslationCompletion] = {}
         self._transfers: dict[int, tuple[Requester, int, int]] = {}
         self._waiting: list[tuple[set[int], Callable[[], None]]] = []
         self.capability = ExtendedCapability(
@@ -71,6 +83,7 @@ class AtsService:
         enabled = bool(control & ATS_ENABLE)
         if enabled != self.enabled:
             self.cache.clear()
+            self._late.clear()
         self.enabled = enabled
 
     def reset(self) -> None:
@@ -129,17 +142,13 @@ class AtsService:
         if found is not None and found.permits(**wanted):
             return found
         unit = iova & -self.smallest_unit
-        completion = self._smmu.ats_translate(
-            access, unit, self.smallest_unit >> 12, no_write=not access.write
-        )
+        completion = self._ask(access, unit, self.smallest_unit >> 12)
         if completion.status is not AtsStatus.SUCCESS:
             raise AtsRefused(iova, completion.status)
         # The answer concerns the first page of the unit. A translation smaller than the unit breaks the rules of STU:
         # ask for the page itself.
         if completion.size and unit & -completion.size != iova & -completion.size:
-            completion = self._smmu.ats_translate(
-                access, iova & -(1 << 12), no_write=not access.write
-            )
+            completion = self._ask(access, iova & -(1 << 12), 1)
             if completion.status is not AtsStatus.SUCCESS:
                 raise AtsRefused(iova, completion.status)
         found = CachedTranslation(
@@ -162,6 +171,17 @@ class AtsService:
                 *requester, entry.iova, entry.size, entry.address, entry.read, entry.write
             )
 
+    def _ask(self, access: Access, iova: int, span: int) -> TranslationCompletion:
+        """A Translation Request and its completion. Raises `AtsLate` while that is on its way."""
+        key = _requester(access), iova
+        completion = self._late.pop(key, None)
+        if completion is None:
+            completion = self._smmu.ats_translate(access, iova, span, no_write=not access.write)
+        if completion.hold is not None and not completion.hold.released:
+            self._late[key] = completion
+            raise AtsLate(iova, completion.hold)
+        return completion
+
     # Transfers in flight, and invalidations that wait for them
 
     def hold(self, translation: Translation, iova: int) -> None:
@@ -181,8 +201,14 @@ class AtsService:
             complete()
 
     def invalidate(self, request: InvalidateRequest, complete: Callable[[], None]) -> None:
-        """An Invalidate Request: forget, and answer when no transfer in flight uses what was forgotten."""
+        """An Invalidate Request: forget, and answer when no transfer in flight uses what was forgotten.
+
+        An answer that is still on its way may be of before: it is not taken, and asked for anew (PCIe, 10.3.1).
+        """
         self.cache.invalidate(request)
+        for requester, iova in list(self._late):
+            if concerns(request, requester.substream_id, iova, self.smallest_unit):
+                del self._late[requester, iova]
         transfers = {
             key
             for key, (requester, iova, size) in self._transfers.items()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple, Protocol
 
-from viommu.endpoints.ats import AtsRefused, AtsService
+from viommu.endpoints.ats import AtsLate, AtsRefused, AtsService
 from viommu.endpoints.base import ExtendedCapability
 from viommu.endpoints.host_path import HostPath
 from viommu.endpoints.pasid import PasidService
@@ -30,7 +30,7 @@ from viommu.smmu import (
 )
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.translation import MAX_RANGE as PORT_CHUNK
-from viommu.trace import Event, Skip, Tracer
+from viommu.trace import Event, Hold, Skip, Tracer
 
 __all__ = ["PORT_CHUNK", "DmaAttributes", "DmaFault", "DmaPort", "DmaStalled", "Transfer"]
 
@@ -92,6 +92,18 @@ class Held(Protocol):
     def address(self) -> int: ...
     @property
     def resolution(self) -> str | None: ...
+
+
+class HeldUntil:
+    """A transaction that goes on when `hold` is released."""
+
+    def __init__(self, address: int, hold: Hold) -> None:
+        self.address, self._hold = address, hold
+
+    @property
+    def resolution(self) -> str | None:
+        """`retry`, once it is released."""
+        return "retry" if self._hold.released else None
 
 
 class DmaStalled(Exception):
@@ -269,6 +281,8 @@ class DmaPort:
             if attributes.page_requests and refused.status is AtsStatus.SUCCESS:
                 self._ask_for_pages(access, iova, size)
             raise self._refused(iova, write, str(refused)) from None
+        except AtsLate as late:
+            raise DmaStalled(HeldUntil(iova, late.hold)) from None
         except TransactionStalled as held:
             raise DmaStalled(held.stalled) from None
         except TransactionAborted as aborted:

@@ -11,7 +11,7 @@ from viommu.endpoints.points import (
     DmaTranslated,
     DmaWriting,
 )
-from viommu.endpoints.port import DmaFault, DmaPort, DmaStalled
+from viommu.endpoints.port import DmaFault, DmaPort, DmaStalled, HeldUntil
 from viommu.smmu import Translation
 from viommu.stack.filters import Abort, Diverted, Filter, Outcome, Request
 from viommu.trace import Again, Defer, Hold, Point, Refuse, Replace, Skip, Tracer, Verdict, Wait
@@ -20,17 +20,6 @@ DMA_POINTS: frozenset[type[Point]] = frozenset(
     {DmaRequested, DmaTranslated, DmaWriting, DmaRead, DmaCompleting}
 )
 """Those that only a filter can ask at."""
-
-
-class _Held:
-    """A transaction that was held before it began."""
-
-    def __init__(self, address: int, hold: Hold) -> None:
-        self.address, self._hold = address, hold
-
-    @property
-    def resolution(self) -> str | None:
-        return "retry" if self._hold.released else None
 
 
 class FaultFilter(Filter):
@@ -70,7 +59,7 @@ class FaultFilter(Filter):
                 request.iova = value
             case Wait(hold):
                 self._released.append((request.iova, request.access.write, hold))
-                raise DmaStalled(_Held(request.iova, hold))
+                raise DmaStalled(HeldUntil(request.iova, hold))
 
     def after_translation(self, request: Request, translation: Translation) -> None:
         runs = translation.runs

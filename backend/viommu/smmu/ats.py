@@ -22,7 +22,7 @@ from viommu.smmu.features import Features
 from viommu.smmu.points import COMPLETER_ABORT, AtsCompleting, AtsRequested
 from viommu.smmu.tlb import Entry
 from viommu.smmu.translation import MAX_RANGE, Translation, Translator
-from viommu.trace import Refuse, Replace, Tracer
+from viommu.trace import Hold, Refuse, Replace, Tracer, Wait
 
 _TRANSLATES = (SteConfig.S1_TRANSLATE, SteConfig.S2_TRANSLATE, SteConfig.NESTED)
 _OUTPUT = (1 << 52) - (1 << 12)
@@ -53,6 +53,8 @@ class TranslationCompletion(NamedTuple):
     untranslated: bool = False
     global_: bool = False
     no_snoop: bool = False
+    hold: Hold | None = None
+    """It arrives only when this is released."""
 
     @property
     def entry(self) -> int:
@@ -160,6 +162,8 @@ class Ats:
         match self._tracer.meddler(point):
             case Replace(value):
                 return completion._replace(address=int(value) & _OUTPUT & -completion.size)
+            case Wait(hold):
+                return completion._replace(hold=hold)
             case _:
                 return completion
 

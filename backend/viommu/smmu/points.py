@@ -197,9 +197,12 @@ class AtsRequested(Point):
 
 @dataclass(frozen=True, slots=True)
 class AtsCompleting(Point):
-    """A translation is about to be answered with the address `value`. Replace: another one."""
+    """A translation is about to be answered with the address `value`. Replace: another one.
 
-    verdicts: ClassVar[_Verdicts] = frozenset({Replace})
+    Wait: the answer is late.
+    """
+
+    verdicts: ClassVar[_Verdicts] = frozenset({Replace, Wait})
 
     stream_id: int
     substream_id: int | None
