@@ -51,6 +51,18 @@ def test_a_plan_knows_the_line_of_each_rule(tmp_path: Path) -> None:
             "code: 'F_NONE' is unknown, allowed: F_UUT",
         ),
         ('at = "tlb-lookup"\nwhen = { nth = 0 }\ndo = "skip"', "line 2: when.nth"),
+        (
+            'at = "command-fetched"\ndo = { action = "abort", code = "F_TRANSLATION" }',
+            "do.code: 'F_TRANSLATION' is unknown, allowed: CERROR_ILL",
+        ),
+        (
+            'at = "transaction-arrived"\ndo = { action = "abort", code = "CERROR_ABT" }',
+            "do.code: 'CERROR_ABT' is unknown, allowed: F_UUT",
+        ),
+        (
+            'at = "dma-requested"\ndo = { action = "abort", code = "UR" }',
+            "do.code: 'UR' is unknown, allowed: none here",
+        ),
         ('at = "tlb-lookup"', "line 2: do: Field required"),
         ('at = "tlb-lookup"\ndo = "skip"\nwhy = 1', "line 2: why: "),
     ],

@@ -13,7 +13,7 @@ A point is an event that is answered. Without a meddler it costs one look at an 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -112,6 +112,8 @@ class Point(Event):
     """Root of the places where a meddler is asked. `verdicts` are those that the place understands."""
 
     verdicts: ClassVar[frozenset[type[Verdict]]] = frozenset()
+    codes: ClassVar[Mapping[str, int]] = {}
+    """The errors by which `Refuse` can let it fail, by name; in silence it always can."""
 
     @property
     def value_bits(self) -> int:

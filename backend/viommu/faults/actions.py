@@ -3,17 +3,13 @@
 An action is written as its name, `do = "skip"`, or with what it takes, `do = { action = "hold", ms = 50 }`.
 """
 
-from collections.abc import Mapping
 from dataclasses import fields
 from random import Random
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from viommu.faults.matching import EventPattern
-from viommu.layouts.records import EventType
-from viommu.layouts.registers import CommandError
-from viommu.smmu.points import COMPLETER_ABORT, UNSUPPORTED_REQUEST
 from viommu.trace import (
     Again,
     BusAbort,
@@ -26,13 +22,6 @@ from viommu.trace import (
     Verdict,
     Wait,
 )
-
-_CODES: Mapping[str, int] = {
-    **{event.name: int(event) for event in EventType},
-    **{error.name: int(error) for error in CommandError if error},
-    "UR": UNSUPPORTED_REQUEST,
-    "CA": COMPLETER_ABORT,
-}
 
 
 class _Action(BaseModel):
@@ -87,14 +76,8 @@ class AbortAction(_Action):
     code: str | None = None
     verdict = Refuse
 
-    @model_validator(mode="after")
-    def _check_code(self) -> "AbortAction":
-        if self.code is not None and self.code not in _CODES:
-            raise ValueError(f"code: {self.code!r} is unknown, allowed: {', '.join(_CODES)}")
-        return self
-
     def decide(self, point: Point, memory: RuleMemory) -> Verdict:
-        return Refuse(None if self.code is None else _CODES[self.code])
+        return Refuse(None if self.code is None else int(point.codes[self.code]))
 
 
 class ExternalAbortAction(_Action):

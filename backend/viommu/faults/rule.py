@@ -67,6 +67,10 @@ class Rule(BaseModel):
         if not makes_sense(type(self.do), point):
             possible = ", ".join(action_name(each) for each in ACTIONS if makes_sense(each, point))
             raise ValueError(f"do: {self.at} cannot {self.do.action!r}, allowed: {possible}")
+        code = getattr(self.do, "code", None)
+        if code is not None and code not in point.codes:
+            codes = ", ".join(point.codes) or "none here"
+            raise ValueError(f"do.code: {code!r} is unknown, allowed: {codes}")
         return self
 
 

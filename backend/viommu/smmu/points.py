@@ -3,10 +3,13 @@
 Each says in its docstring what each verdict does there. `value` is what `Replace` replaces.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from viommu.layouts.records import EventType
+from viommu.layouts.registers import CommandError
 from viommu.trace import Again, BusAbort, Defer, Point, Refuse, Replace, Skip, Verdict, Wait
 
 UNSUPPORTED_REQUEST, COMPLETER_ABORT = 1, 4
@@ -59,6 +62,7 @@ class TransactionArrived(Point):
     """
 
     verdicts: ClassVar[_Verdicts] = frozenset({Refuse, Replace})
+    codes: ClassVar[Mapping[str, int]] = EventType.__members__
 
     stream_id: int
     substream_id: int | None
@@ -107,6 +111,9 @@ class CommandFetched(Point):
     """
 
     verdicts: ClassVar[_Verdicts] = frozenset({Refuse, Replace, Wait, Again, Skip, Defer})
+    codes: ClassVar[Mapping[str, int]] = {
+        error.name: error for error in CommandError if error is not CommandError.CERROR_NONE
+    }
 
     opcode: str
     stream_id: int | None
@@ -189,6 +196,7 @@ class AtsRequested(Point):
     """A function asks for a translation. Refuse: Unsupported Request (1) or Completer Abort (4, PCIe 2.2.9)."""
 
     verdicts: ClassVar[_Verdicts] = frozenset({Refuse})
+    codes: ClassVar[Mapping[str, int]] = {"UR": UNSUPPORTED_REQUEST, "CA": COMPLETER_ABORT}
 
     stream_id: int
     substream_id: int | None
