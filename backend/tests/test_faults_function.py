@@ -1,7 +1,9 @@
 """What each action does at the points of a function, and what happens out of the blue; the guest is played here."""
 
 import os
+import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from tests import smmu_rig as hw
 from tests.client import CONFIG
 from tests.faults_rig import shows
 from tests.server_rig import BASE, ERROR, HALTED, RAND48, Function, Machine
-from viommu.control import CallFailed
+from viommu.control import CallFailed, ControlLost
 from viommu.endpoints.pattern import rand48
 from viommu.faults.plan import Plan, PlanError
+from viommu.lab.serving import Serving
 from viommu.layouts.test_engine import EngineCommand, UserFrame
 
 SIZE = 64
@@ -321,6 +324,53 @@ def test_errors_records_and_service_failure(machine: Machine) -> None:
     assert smmu.get(hw.GERROR) == 1 << 8
     with pytest.raises(CallFailed, match="there is no 'F_NONE', but F_UUT"):
         call(machine, "smmu.record", event="F_NONE")
+
+
+def test_a_function_is_reset_without_the_guest(machine: Machine) -> None:
+    engine = Engine(machine, "dma-translated", "hold")
+    engine.client.fill(SIZE, seed=3)
+    engine.client.start()
+    engine.turn(5)
+    assert (engine.client.status(), machine.server.io.devices["engine0"].transactions) == (
+        RAND48,
+        1,
+    )
+    call(machine, "function.reset", function="engine0")
+    assert (engine.client.status(), machine.server.io.devices["engine0"].transactions) == (
+        HALTED,
+        0,
+    )
+    machine.server.faults.clear()
+    engine.turn(5)
+    assert engine.memory == NOTHING
+
+
+def test_page_requests_that_nobody_needs(machine: Machine) -> None:
+    smmu = machine.connect("smmu")
+    Engine(machine)
+    smmu.put(0xC0, BASE + 0x1_0000 | 2, 8)  # PRIQ_BASE: 4 entries
+    smmu.put(hw.CR0, hw.SMMUEN | 1 << 1)
+    call(machine, "function.page_request", function="engine0", address=0x1234_5678, times=3)
+    assert smmu.get(0x1_00C8) == 3
+    assert machine.word(BASE + 0x1_0008) & ~0xFFF == 0x1234_5000
+    call(machine, "function.page_request", function="engine0", address=0, times=2)
+    assert smmu.get(0x1_00C8) == 1 << 31 | 1 << 2, "full, and overflowed"
+
+
+def test_a_server_that_stalls(machine: Machine) -> None:
+    before = time.monotonic()
+    call(machine, "server.stall", ms=50)
+    assert time.monotonic() - before >= 0.05
+
+
+def test_a_server_that_dies() -> None:
+    with Serving("aarch64-virt") as serving:
+        with pytest.raises(ControlLost):
+            serving.control.call("server.die")
+        deadline = time.monotonic() + 5
+        while serving.exit_code is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert serving.exit_code == -signal.SIGKILL
 
 
 def test_a_function_dies_alone(machine: Machine) -> None:
