@@ -61,12 +61,14 @@ class Transfers:
                 yield None
                 for transfer in flight:
                     end = done + transfer.size
-                    yield from _released(transfer)
+                    while transfer.waiting:
+                        yield transfer
                     if write:
                         transfer.write_from(buffer[done:end])
                     else:
                         transfer.read_into(buffer[done:end])
-                    yield from _released(transfer)
+                    while transfer.waiting:
+                        yield transfer
                     transfer.done()
                     done = end
             finally:
@@ -128,12 +130,6 @@ class Transfers:
             if more:
                 place = _aligned(entries[-1], page)
         return segments
-
-
-def _released(transfer: Transfer) -> Steps:
-    """Wait, in flight, as long as somebody holds the transfer."""
-    while transfer.waiting:
-        yield transfer
 
 
 def _aligned(address: int, unit: int) -> int:
