@@ -82,7 +82,8 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         (
             "slot = 2",
             "slot = 2\ncolour = 1",
-            "devices[1].colour: unknown key, allowed: bus, disk, model, name, size_mib, slot",
+            "devices[1].colour: unknown key, allowed: bus, disk, model, name, size_mib, slot, "
+            "write_cache",
         ),
         (
             '"smmuv3"',
@@ -137,6 +138,11 @@ def test_values_and_defaults(tmp_path: Path) -> None:
             "slot = 2",
             "slot = 2\nsize_mib = 1",
             "devices[1]: a device of model 'test-engine' has neither disk nor size_mib",
+        ),
+        (
+            '"test-engine"',
+            '"nvme"\nsize_mib = 1\nwrite_cache = "volatile"',
+            "devices[1]: a volatile write_cache needs a disk: the RAM is lost as a whole",
         ),
         ("slot = 2", "slot = 2\nsize_mib = 0", "devices[1].size_mib: 0 is wrong, it should be"),
         ("memory_mib = 512", "memory_mib = ", "not TOML: Invalid value (at line 5, column 14)"),

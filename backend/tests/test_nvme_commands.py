@@ -339,6 +339,7 @@ class Flaky(RamDisk):
 
     broken = False
     flushes = 0
+    flushed: tuple[int, int | None] = 0, 0
 
     def read(self, offset: int, buffer: memoryview) -> None:
         if self.broken:
@@ -350,8 +351,9 @@ class Flaky(RamDisk):
             raise OSError("gone")
         super().write(offset, data)
 
-    def flush(self) -> None:
+    def flush(self, offset: int = 0, size: int | None = None) -> None:
         self.flushes += 1
+        self.flushed = offset, size
 
 
 def test_blocks_that_are_lost() -> None:
@@ -371,13 +373,16 @@ def test_when_a_write_lasts() -> None:
     queue = rig.io()
     queue.do(WRITE, 0, 0, 0, nsid=1, prp1=DATA)
     assert store.flushes == 0
-    queue.do(WRITE, 0, 0, 1 << 30, nsid=1, prp1=DATA)
+    queue.do(WRITE, 2, 0, 1 << 30, nsid=1, prp1=DATA)
     assert store.flushes == 1, "force unit access"
+    assert store.flushed == (2 * BLOCK, BLOCK), "of what it wrote alone"
     queue.do(FLUSH, nsid=1)
     assert store.flushes == 2
+    assert store.flushed == (0, None)
     rig.admin.do(SET_FEATURES, 6, 0)
     queue.do(WRITE, 0, 0, 0, nsid=1, prp1=DATA)
     assert store.flushes == 3, "the write cache is off"
+    assert store.flushed == (0, None)
 
 
 def test_a_raw_file(tmp_path: Path) -> None:

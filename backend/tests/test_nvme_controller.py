@@ -108,7 +108,7 @@ def test_what_cannot_be_enabled_is_fatal(register: int, value: int) -> None:
 def test_shutdown_flushes() -> None:
     rig = NvmeRig()
     flushed = []
-    rig.store.flush = lambda: flushed.append(True)  # type: ignore[method-assign]
+    rig.store.flush = lambda *_: flushed.append(True)  # type: ignore[method-assign]
     rig.set(CC, ENABLE | 1 << 14)
     assert rig.get(CSTS) >> 2 & 3 == 1, "occurring"
     rig.drain()

@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from viommu.endpoints.nvme.store import BlockStore, RamDisk
+from viommu.endpoints.nvme.write_cache import WriteCache
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
@@ -50,8 +51,8 @@ class RawFile:
         if self._fallocate(self._descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size):
             self.write(offset, memoryview(bytes(size)))
 
-    def flush(self) -> None:
-        """As fdatasync(2) does."""
+    def flush(self, offset: int = 0, size: int | None = None) -> None:  # noqa: ARG002
+        """As fdatasync(2) does, for the whole file."""
         os.fdatasync(self._descriptor)
 
     def close(self) -> None:
@@ -60,13 +61,15 @@ class RawFile:
 
 
 @contextmanager
-def open_disk(path: Path | None, size: int | None) -> Iterator[BlockStore]:
+def open_disk(
+    path: Path | None, size: int | None, *, volatile: bool = False
+) -> Iterator[BlockStore]:
     """The store of a machine's disk: the file at `path`, which is made when `size` says how large, or else RAM.
 
-    Raises `OSError` when the file cannot be opened.
+    With `volatile` the file has what was flushed, and no more. Raises `OSError` when it cannot be opened.
     """
     if path is None:
         yield RamDisk(size or 0)
         return
     with closing(RawFile(path, size)) as store:
-        yield store
+        yield WriteCache(store) if volatile else store

@@ -63,6 +63,8 @@ class FunctionSpec(Protocol):
     def disk(self) -> Path | None: ...
     @property
     def size(self) -> int | None: ...
+    @property
+    def write_cache(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,9 @@ class Server:
 
     def _endpoint(self, spec: FunctionSpec, port: DmaPort) -> Endpoint:
         if spec.model == "nvme":
-            store = self._open.enter_context(open_disk(spec.disk, spec.size))
+            store = self._open.enter_context(
+                open_disk(spec.disk, spec.size, volatile=spec.write_cache == "volatile")
+            )
             return NvmeController(port, store, name=spec.name, tracer=self.tracer)
         return SmmuTestEngine(port, name=spec.name, order=self.scheduler.order, tracer=self.tracer)
 

@@ -48,6 +48,8 @@ class Device(_Strict):
     """A raw image or a block device for an NVMe controller; beside the TOML file if it is not absolute."""
     size_mib: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """How large the disk is, if it is in RAM or has to be made."""
+    write_cache: Literal["host", "volatile"] = "host"
+    """Where a disk's writes wait for their flush: in the host's kernel, or in the server, and are lost with it."""
 
     @field_validator("disk")
     @classmethod
@@ -66,6 +68,8 @@ class Device(_Strict):
         if wanted != (self.disk is not None or self.size_mib is not None):
             needs = "needs a disk or a size_mib" if wanted else "has neither disk nor size_mib"
             raise ValueError(f"a device of model '{self.model}' {needs}")
+        if self.write_cache == "volatile" and self.disk is None:
+            raise ValueError("a volatile write_cache needs a disk: the RAM is lost as a whole")
         return self
 
     @property

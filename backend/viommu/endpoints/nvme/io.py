@@ -119,8 +119,11 @@ class IoCommands:
             yield None
 
     def _written(self, command: BlocksCommand) -> None:
-        if command.force_unit_access or not self._features.write_cache:
+        if not self._features.write_cache:
             self._store.flush()
+        elif command.force_unit_access:
+            size = (command.blocks + 1) * self._block
+            self._store.flush(command.first_block * self._block, size)
 
     def _load(self, offset: int, size: int) -> memoryview:
         buffer = memoryview(bytearray(size))

@@ -21,8 +21,8 @@ class BlockStore(Protocol):
         """Make `size` bytes at `offset` zeros, and let go of what holds them."""
         ...
 
-    def flush(self) -> None:
-        """Make what was written last."""
+    def flush(self, offset: int = 0, size: int | None = None) -> None:
+        """Make what was written last. With `size` those bytes are enough."""
         ...
 
 
@@ -45,5 +45,5 @@ class RamDisk:
     def zero(self, offset: int, size: int) -> None:
         self._data[offset : offset + size] = bytes(size)
 
-    def flush(self) -> None:
+    def flush(self, offset: int = 0, size: int | None = None) -> None:
         pass
