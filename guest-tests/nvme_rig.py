@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -15,6 +16,7 @@ from linux_rig import DOMAINS
 
 from viommu.lab.assets import Assets
 from viommu.lab.config import machine_directory, scripts_directory
+from viommu.lab.errors import QemuExited
 from viommu.lab.rig import Rig
 from viommu.lab.serving import Serving
 from viommu.trace_file import TraceReader
@@ -35,21 +37,39 @@ def pattern(number: int, size: int) -> bytes:
 
 
 class NvmeRig:
-    """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False."""
+    """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False.
 
-    def __init__(self, machine: str, assets: Assets, directory: Path, *, smmu: bool = True) -> None:
+    The disk is a file in `directory`, and may be there; its write cache is `volatile`. `guest` is for `Guest`.
+    """
+
+    def __init__(
+        self,
+        machine: str,
+        assets: Assets,
+        directory: Path,
+        *,
+        smmu: bool = True,
+        volatile: bool = False,
+        msix: bool = True,
+        command_line: str = "",
+        **guest: Any,
+    ) -> None:
         self.machine = machine
         self.image = directory / "disk.raw"
         self._path = directory / "machine.toml"
         text = (machine_directory() / f"{machine}-nvme.toml").read_text("utf-8")
-        self._path.write_text(f'{text}disk = "{self.image.name}"\nbus = 1\n', "utf-8")
+        text = f"msix = {str(msix).lower()}\n{text}"
+        text += f'disk = "{self.image.name}"\nbus = 1\n'
+        text += f'write_cache = "{"volatile" if volatile else "host"}"\n'
+        self._path.write_text(text, "utf-8")
         self.rig = Rig(
             self._path,
             assets=assets,
             trace=True,
             linux_driver=smmu and machine == "aarch64",
             scripts=scripts_directory(),
-            command_line=f"{DOMAINS} {PATIENCE}",
+            command_line=f"{DOMAINS} {PATIENCE} {command_line}",
+            **guest,
         )
         self.guest = self.rig.guest
         self._again: Serving | None = None
@@ -96,9 +116,48 @@ class NvmeRig:
         assert said.startswith("{"), said
         result |= json.loads(said)
 
+    def make_file_system(self) -> None:
+        """ext4 with a journal, mounted on /mnt."""
+        self.run(f"mkfs.ext4 -q -F {DISK} && mkdir -p /mnt && mount -t ext4 {DISK} /mnt")
+
+    def write_records(self, count: int, then: Callable[[], None]) -> int:
+        """Files are written and made to last, and after `count` of them comes `then`, which ends it.
+
+        Returns how many the guest says are durable.
+        """
+        told = bytearray()
+        pending = [then]
+
+        def follow(output: bytes) -> None:
+            told.extend(output)
+            if pending and told.count(b"\n") >= count:
+                pending.pop()()
+
+        with suppress(QemuExited):
+            command = "PYTHONPATH=/viommu python3 /viommu/inside/records.py write /mnt"
+            assert "OSError" in self.guest.run(command, timeout=120, follow=follow).output
+        assert not pending, told
+        return int(re.findall(rb"^(\d+)\r?\n", told, re.MULTILINE)[-1])
+
+    def judge_records(self, last: int) -> Result:
+        """Mount what has come back, look for every file that lasts, and let `e2fsck` look for the rest."""
+        self.run(f"mkdir -p /mnt && mount -t ext4 {DISK} /mnt")
+        assert "recovery complete" in self.run("dmesg | grep 'EXT4-fs (nvme0n1)'")
+        output = self.guest.python(f"/viommu/inside/records.py check /mnt {last}", timeout=120)
+        self.run(f"umount /mnt && e2fsck -fn {DISK}")
+        found: Result = json.loads(output)
+        return found
+
     def kill_server(self) -> None:
-        """As by power failure."""
+        """In the middle of what the disk does; but when all is read, or QEMU 11.1 aborts."""
+        self.rig.serving.control.call("dma.pause")
+        time.sleep(0.3)
         os.kill(self.rig.serving.pid, signal.SIGKILL)
+
+    def cut_power(self) -> None:
+        """Neither the machine nor the disk does anything more."""
+        for process in (self.guest.pid, self.rig.serving.pid):
+            os.kill(process, signal.SIGKILL)
 
     def serve_again(self) -> Path:
         """Another server on the same disk; returns the socket of the function."""

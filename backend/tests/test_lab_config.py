@@ -75,7 +75,7 @@ def test_values_and_defaults(tmp_path: Path) -> None:
             "memory_mib = 512",
             "memory_mib = 512\nram = 1",
             "ram: unknown key, allowed: accelerator, arch, command_line, console, cpu, cpus, "
-            "devices, kernel_ats, machine, memory_mib, smmu, timeouts",
+            "devices, kernel_ats, machine, memory_mib, msix, smmu, timeouts",
         ),
         ("boot = 30", "bot = 30", "timeouts.bot: unknown key, allowed: boot, command"),
         ("slot = 2", "slut = 2", "devices[1].slot: must be given (and 1 more)"),

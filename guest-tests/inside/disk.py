@@ -2,6 +2,7 @@
 
     python3 disk.py fill DISK MIB           # write it from the beginning, and flush
     python3 disk.py check DISK MIB          # is it there?
+    python3 disk.py forget DISK MIB         # write zeros, and flush nothing
     python3 disk.py random DISK MIB COUNT   # 4 KiB blocks of the last MIB, written and read in any order
     python3 disk.py load DISK MIB FILE      # the same until FILE is gone, one round after the other
     python3 disk.py read DISK OFFSET SIZE   # one read
@@ -61,6 +62,12 @@ def check(disk: Disk, mib: str) -> Result:
     return {"wrong": wrong}
 
 
+def forget(disk: Disk, mib: str) -> Result:
+    for number in range(int(mib)):
+        disk.write(number * MIB, bytes(MIB))
+    return {"written": int(mib)}
+
+
 def random(disk: Disk, mib: str, count: str) -> Result:
     return one_round(disk, int(mib), int(count), Random(0))
 
@@ -101,6 +108,7 @@ def read(disk: Disk, offset: str, size: str) -> Result:
 if __name__ == "__main__":
     command, path, *rest = sys.argv[1:]
     commands: dict[str, Any] = {
-        "fill": fill, "check": check, "random": random, "load": load, "read": read,
+        "fill": fill, "check": check, "forget": forget,
+        "random": random, "load": load, "read": read,
     }  # fmt: skip
     print(json.dumps(commands[command](Disk(path), *rest)))

@@ -101,7 +101,8 @@ def serve(
         if not home.is_dir():
             raise LabError(f"there is no directory {home}: make it, or choose another --directory")
         tracer = Tracer()
-        msix = config.machine_type == "q35"  # no driver of the guest's own translates MSIs there
+        # On q35 no driver of the guest's own translates messages.
+        msix = config.msix and config.machine_type == "q35"
         control = control or home / CONTROL_NAME
         server = stack.enter_context(
             Server(

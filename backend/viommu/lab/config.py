@@ -108,6 +108,8 @@ class Machine(_Strict):
     command_line: str = ""
     kernel_ats: bool = False
     """The guest's kernel may let functions use ATS: its device tree says that the PCI host passes it on."""
+    msix: bool = True
+    """On q35 the functions have MSI-X. Without it they can be unplugged after their server has died."""
     timeouts: Timeouts = Timeouts()
     smmu: Profile = Profile()
     devices: tuple[Device, ...] = ()

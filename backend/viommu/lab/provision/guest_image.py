@@ -1,4 +1,4 @@
-"""What a guest boots: Debian's cloud kernel, and an initramfs of busybox, modules and Python.
+"""What a guest boots: Debian's cloud kernel, and an initramfs of busybox, modules, Python and the tools of ext4.
 
 Packages are unpacked on the host; nothing of another architecture runs.
 """
@@ -47,13 +47,16 @@ GUESTS = (
 ON_DEMAND = (
     Guest("aarch64-backports", "aarch64", "arm64", "linux-image-cloud-arm64", BACKPORTS),
     Guest("aarch64-16k", "aarch64", "arm64", "linux-image-arm64-16k"),
+    Guest("aarch64-generic", "aarch64", "arm64", "linux-image-arm64"),
+    Guest("x86_64-generic", "x86_64", "amd64", "linux-image-amd64"),
 )
 """Further kernels, for who asks for one by name."""
 
-# Modules that tests and their users load. NVMe, virtio-pci, ext4 and hugetlbfs are built in.
+# Modules that tests and their users load. The cloud kernels have the last line built in.
 MODULES = (
     "vfio-pci", "vfio_iommu_type1", "uio_pci_generic", "virtio-iommu", "arm_smmuv3_pmu",
     "virtio_blk", "virtio_net", "virtio-rng", "virtio_scsi",
+    "virtio_pci", "nvme", "ext4", "crc32c_generic",
 )  # fmt: skip
 
 _DIRECTORIES = ("dev", "proc", "sys", "tmp", "run", "root", "etc", "viommu")
@@ -70,9 +73,11 @@ _LEFT_OUT = re.compile(
     )""",
     re.VERBOSE,
 )
-# The C library's parts that Python and its extensions link.
+_FILE_SYSTEM_TOOLS = ("usr/sbin/mke2fs", "usr/sbin/mkfs.ext4", "usr/sbin/e2fsck")
+# What Python, its extensions and those tools link.
 _LIBRARIES = re.compile(
-    r"(ld-linux|libc\.|libm\.|libdl\.|libpthread\.|librt\.|libutil\.|libz\.|libexpat\.|libffi\.)"
+    r"(ld-linux|libc\.|libm\.|libdl\.|libpthread\.|librt\.|libutil\.|libz\.|libexpat\.|libffi\."
+    r"|libext2fs\.|libe2p\.|libcom_err\.|libblkid\.|libuuid\.)"
 )
 
 
@@ -109,14 +114,14 @@ def _userland_packages(debian: str, apt: PrivateApt) -> list[Archive]:
 
 
 def _system_packages(guest: Guest, apt: PrivateApt) -> list[Archive]:
-    """The kernel and busybox. Newer kernels come in several packages."""
-    packages = (guest.kernel, "busybox-static")
+    """The kernel, busybox, and the tools of ext4. Newer kernels come in several packages."""
+    packages = (guest.kernel, "busybox-static", "e2fsprogs")
+    tools = {"busybox-static", "e2fsprogs", "libext2fs2t64", "libcom-err2", "libblkid1", "libuuid1"}
     closure = apt.closure(packages, architecture=guest.debian, suite=guest.suite)
     return [
         archive
         for archive in closure
-        if archive.package == "busybox-static"
-        or re.match(r"linux-(image|binary|modules)-\d", archive.package)
+        if archive.package in tools or re.match(r"linux-(image|binary|modules)-\d", archive.package)
     ]
 
 
@@ -158,7 +163,13 @@ def _is_for_guest(path: str) -> bool:
     ):
         return _LIBRARIES.match(os.path.basename(path)) is not None  # noqa: PTH119
     return path.startswith(
-        ("boot/vmlinuz-", "usr/lib/modules/", "usr/bin/busybox", f"usr/bin/{_PYTHON}")
+        (
+            "boot/vmlinuz-",
+            "usr/lib/modules/",
+            "usr/bin/busybox",
+            f"usr/bin/{_PYTHON}",
+            *_FILE_SYSTEM_TOOLS,
+        )
     ) or bool(re.match(r"usr/lib/ld-linux[^/]*$", path))
 
 
