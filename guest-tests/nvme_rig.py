@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -26,7 +27,8 @@ SIZE_MIB = 256
 DISK = "/dev/nvme0n1"
 FUNCTION = "/sys/bus/pci/devices/0000:01:00.0"
 # The driver gives up a command after 30 s else, and what it asks the controller itself after 60 s.
-PATIENCE = "nvme_core.io_timeout=3 nvme_core.admin_timeout=10"
+IO_PATIENCE, ADMIN_PATIENCE = 3, 10
+PATIENCE = f"nvme_core.io_timeout={IO_PATIENCE} nvme_core.admin_timeout={ADMIN_PATIENCE}"
 
 Result = dict[str, Any]
 
@@ -39,7 +41,8 @@ def pattern(number: int, size: int) -> bytes:
 class NvmeRig:
     """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False.
 
-    The disk is a file in `directory`, and may be there; its write cache is `volatile`. `guest` is for `Guest`.
+    The disk is a file in `directory`, and may be there; its write cache is `volatile`. The kernel has
+    loaded `modules` before it is looked for. `guest` is for `Guest`.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class NvmeRig:
         smmu: bool = True,
         volatile: bool = False,
         msix: bool = True,
+        modules: str = "",
         command_line: str = "",
         **guest: Any,
     ) -> None:
@@ -72,10 +76,14 @@ class NvmeRig:
             **guest,
         )
         self.guest = self.rig.guest
+        self._modules = modules
         self._again: Serving | None = None
+        self._marks = count(1)
 
     def __enter__(self) -> Self:
         self.rig.start()
+        if self._modules:
+            self.run(f"modprobe -a {self._modules}")
         self.await_disk()
         return self
 
@@ -102,6 +110,31 @@ class NvmeRig:
         found: Result = json.loads(output.splitlines()[-1])
         return found
 
+    def kernel_log(self, since: str) -> str:
+        """What the kernel says after a `mark`."""
+        return self.run(f"dmesg | sed '1,/{since}/d'")
+
+    def mark(self) -> str:
+        """A line of its own in the kernel's log: others read that too."""
+        name = f"mark-{next(self._marks)}"
+        self.run(f"echo {name} > /dev/kmsg")
+        return name
+
+    def meet(self, transfer: str, patience: int) -> tuple[Result, str]:
+        """What `inside/disk.py` says of a transfer that something happens to, and what the kernel says.
+
+        `patience` is how long the driver waits, in seconds; for a command of its own a little longer.
+        """
+        mark = self.mark()
+        output = self.run(
+            f"{_patience(patience, patience + 1)}; "
+            f"PYTHONPATH=/viommu python3 /viommu/inside/disk.py meet {DISK} {transfer}; "
+            f"{_patience(IO_PATIENCE, ADMIN_PATIENCE)}; dmesg | sed '1,/{mark}/d'"
+        )
+        met, _, said = output.partition("\n")
+        found: Result = json.loads(met)
+        return found, said
+
     @contextmanager
     def load(self) -> Iterator[Result]:
         """The disk is written and read all the while; the result is filled in at the end."""
@@ -120,8 +153,8 @@ class NvmeRig:
         """ext4 with a journal, mounted on /mnt."""
         self.run(f"mkfs.ext4 -q -F {DISK} && mkdir -p /mnt && mount -t ext4 {DISK} /mnt")
 
-    def write_records(self, count: int, then: Callable[[], None]) -> int:
-        """Files are written and made to last, and after `count` of them comes `then`, which ends it.
+    def write_records(self, number: int, then: Callable[[], None]) -> int:
+        """Files are written and made to last, and after `number` of them comes `then`, which ends it.
 
         Returns how many the guest says are durable.
         """
@@ -130,7 +163,7 @@ class NvmeRig:
 
         def follow(output: bytes) -> None:
             told.extend(output)
-            if pending and told.count(b"\n") >= count:
+            if pending and told.count(b"\n") >= number:
                 pending.pop()()
 
         with suppress(QemuExited):
@@ -163,6 +196,15 @@ class NvmeRig:
         """Another server on the same disk; returns the socket of the function."""
         self._again = Serving(self._path)
         return self._again.sockets["nvme0"]
+
+
+def _patience(io: int, admin: int) -> str:
+    """The command that sets it."""
+    parameters = "/sys/module/nvme_core/parameters"
+    return (
+        f"echo {io}000 > /sys/block/nvme0n1/queue/io_timeout; "
+        f"echo {admin} > {parameters}/admin_timeout"
+    )
 
 
 def await_event(trace: TraceReader, kind: str, **fields: object) -> Result:

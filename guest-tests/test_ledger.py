@@ -93,6 +93,24 @@ def test_a_shutdown_in_flight_is_clean(linux: LinuxRig) -> None:
     assert sum(stay.late for stay in found.stays) == 0
 
 
+def test_a_disk_on_a_flush_queue_is_clean(viommu_lab: Lab) -> None:
+    """Its pages are unmapped at once, and the TLB is flushed for many of them; no IOVA is used again before that."""
+    rig = viommu_lab.rig(machine="aarch64-nvme", ledger=True, append="iommu.strict=0")
+    group = "/sys/bus/pci/devices/0000:00:02.0/iommu_group/type"
+    assert rig.guest.check(f"cat {group}").strip() == "DMA-FQ"
+    with rig.serving.trace() as trace:
+        trace.read()
+        disk = "/viommu/inside/disk.py random /dev/nvme0n1 16 200"
+        assert json.loads(rig.guest.python(disk, timeout=120)) == {"wrong": []}
+        events = trace.read()
+    commands = {event["opcode"] for event in events if event["kind"] == "CommandConsumed"}
+    assert commands == {"CMD_TLBI_NH_ASID", "CMD_SYNC"}
+    assert rig.serving.trace_path is not None
+    found = Ledger.of_file(rig.serving.trace_path).verdict()
+    assert found.findings == ()
+    assert sum(stay.written for stay in found.stays) > 200 * 4096
+
+
 # A driver that leaves a command out
 
 

@@ -1,12 +1,15 @@
 """A stock NVMe driver and its disk: on aarch64 behind the stock SMMU driver, with INTx; on x86_64 with MSI-X."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nvme_rig import DISK, FUNCTION, MIB, PAGE, SIZE_MIB, NvmeRig, await_event, pattern
+from nvme_faults import FAULTS, Fault, meet
+from nvme_rig import DISK, FUNCTION, MIB, SIZE_MIB, NvmeRig, await_event, pattern
 
 from viommu.lab.assets import Assets
+from viommu.pytest_plugin.assets import provided
 from viommu.pytest_plugin.lab import Lab
 
 MACHINES = ("aarch64", "x86_64")
@@ -55,14 +58,14 @@ def test_a_file_system(nvme: NvmeRig) -> None:
 
 
 def test_sequential_and_random(nvme: NvmeRig) -> None:
-    count = 64
-    assert nvme.disk(f"fill {DISK} {count}") == {"written": count}
-    assert nvme.disk(f"check {DISK} {count}") == {"wrong": []}
+    mark = nvme.mark()
+    assert nvme.disk(f"fill {DISK} {SIZE_MIB}") == {"written": SIZE_MIB}
+    assert nvme.disk(f"check {DISK} {SIZE_MIB}") == {"wrong": []}
     with nvme.image.open("rb") as file:
-        for number in range(count):
+        for number in range(SIZE_MIB):
             assert file.read(MIB) == pattern(number, MIB), "what was flushed is in the file"
     assert nvme.disk(f"random {DISK} 16 400") == {"wrong": []}
-    assert "nobody cared" not in nvme.run("dmesg")
+    assert "nobody cared" not in nvme.kernel_log(mark)
 
 
 def test_unbind_and_bind(nvme: NvmeRig) -> None:
@@ -118,39 +121,47 @@ def test_detached_by_a_host_domain_under_load(nvme: NvmeRig) -> None:
     assert "controller is down" in nvme.run("dmesg | grep nvme")
 
 
-FAULTS = {
-    "a command's fetch": ("size = 64, write = false", 4 * PAGE, True),
-    "a completion": ("size = 16, write = true", 4 * PAGE, True),
-    "a PRP list": ("size = [24, 512], write = false, nth = 2", 128 << 10, False),
-    "data": (f"size = [{PAGE}, {MIB}], write = true", 4 * PAGE, False),
-}
-"""What the fault meets, how much is read, and whether it is fatal."""
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_fault_of_a_dma(nvme: NvmeRig, fault: Fault) -> None:
+    """What the driver sees of it; done again, it is right."""
+    assert meet(nvme, fault) == fault.expected(nvme.machine)
 
 
-@pytest.mark.parametrize("what", FAULTS)
-def test_a_dma_that_aborts(nvme: NvmeRig, what: str) -> None:
-    when, size, is_fatal = FAULTS[what]
-    assert nvme.disk(f"fill {DISK} 1") == {"written": 1}
-    control = nvme.rig.serving.control
-    plan = f"""
-        [[fault]]
-        at = "dma-requested"
-        when = {{ stream_id = 0x100, times = 1, {when} }}
-        do = "abort"
-    """
-    with nvme.rig.serving.trace() as trace:
-        trace.read()
-        control.call("faults.load", plan=plan)
-        result = nvme.disk(f"read {DISK} 0 {size}")
-        control.call("faults.clear")
-        events = trace.read()
-    assert result == {"right": True}, "the driver has done it again"
-    kinds = [event["kind"] for event in events]
-    assert kinds.count("FaultInjected") == 1
-    states = [event["state"] for event in events if event["kind"] == "NvmeStateChanged"]
-    assert states == (["fatal", "disabled", "ready"] if is_fatal else [])
-    ended = [event["status"] for event in events if event["kind"] == "NvmeCommandEnded"]
-    assert ("DATA_TRANSFER_ERROR" in ended) != is_fatal
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_driver_is_a_module(
+    machine: str, pytestconfig: pytest.Config, tmp_path: Path, viommu_lab: Lab
+) -> None:
+    """In Debian's kernel for any machine. That for the cloud, which the other tests boot, has it built in."""
+    image = f"{machine}-generic"
+    assets = provided(pytestconfig, image)
+    with NvmeRig(machine, assets, tmp_path, image=image, modules="ext4 nvme") as nvme:
+        viommu_lab.watch(nvme.guest)
+        nvme.make_file_system()
+        nvme.run("cp -r /usr/lib/python3.13/json /mnt && umount /mnt && rmmod nvme")
+        assert nvme.run(f"ls {DISK} || echo gone").endswith("gone\n")
+        nvme.run("modprobe nvme")
+        nvme.await_disk()
+        nvme.run(f"mount -t ext4 {DISK} /mnt && diff -r /usr/lib/python3.13/json /mnt/json")
+        with nvme.rig.serving.trace("NvmeStateChanged") as trace:
+            states = [each["state"] for each in trace.read()]
+    assert states[-4:] == ["ready", "shut down", "disabled", "ready"], "firmware may have used it"
+
+
+def test_the_root_is_on_the_disk(
+    nvme: NvmeRig, assets: Assets, tmp_path: Path, viommu_lab: Lab
+) -> None:
+    """A driver that is built in probes before any user space. So nobody has bound the SMMU's driver."""
+    nvme.make_file_system()
+    nvme.run(
+        "cd / && cp -a bin etc init lib lib64 root sbin usr viommu /mnt && "
+        "mkdir /mnt/dev /mnt/proc /mnt/run /mnt/sys /mnt/tmp && umount /mnt"
+    )
+    shutil.copy(nvme.image, tmp_path)
+    root = "rdinit=/none root=/dev/nvme0n1 rootfstype=ext4 rootwait rw init=/init"
+    with NvmeRig(nvme.machine, assets, tmp_path, smmu=False, command_line=root) as again:
+        viommu_lab.watch(again.guest)
+        assert "/dev/root / ext4 rw" in again.run("cat /proc/mounts")
+        again.run("cp /usr/bin/busybox /there && sync && cmp /usr/bin/busybox /there")
 
 
 def test_what_was_not_flushed(nvme: NvmeRig) -> None:

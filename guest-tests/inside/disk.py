@@ -5,7 +5,7 @@
     python3 disk.py forget DISK MIB         # write zeros, and flush nothing
     python3 disk.py random DISK MIB COUNT   # 4 KiB blocks of the last MIB, written and read in any order
     python3 disk.py load DISK MIB FILE      # the same until FILE is gone, one round after the other
-    python3 disk.py read DISK OFFSET SIZE   # one read
+    python3 disk.py meet DISK read|write SIZE   # one that something happens to, at the beginning of the disk
 
 Each prints one line of JSON.
 """
@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import sys
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -41,6 +42,7 @@ class Disk:
         assert done == len(data)
 
     def read(self, offset: int, size: int) -> bytes:
+        self._buffer[:size] = bytes(size)  # what does not come is not there
         done = os.preadv(self._descriptor, [memoryview(self._buffer)[:size]], offset)
         assert done == size
         return self._buffer[:size]
@@ -100,15 +102,27 @@ def load(disk: Disk, mib: str, flag: str) -> Result:
     return {"rounds": rounds, "wrong": wrong}
 
 
-def read(disk: Disk, offset: str, size: str) -> Result:
-    data = disk.read(int(offset), int(size))
-    return {"right": data == pattern(int(offset) // MIB, int(size))}
+def meet(disk: Disk, direction: str, size: str) -> Result:
+    """Tells what came of it, and whether it was right when it was done again.
+
+    A read comes after a write of the same size: what happens is to the second command.
+    """
+    data = pattern(0, int(size))
+    met = Result(done=False, right=False, again=False)
+    with suppress(OSError):
+        disk.write(0, data)
+        met["right"] = disk.read(0, len(data)) == data
+        met["done"] = True
+    if direction == "write":
+        disk.write(0, data)
+    met["again"] = disk.read(0, len(data)) == data
+    return met
 
 
 if __name__ == "__main__":
     command, path, *rest = sys.argv[1:]
     commands: dict[str, Any] = {
         "fill": fill, "check": check, "forget": forget,
-        "random": random, "load": load, "read": read,
+        "random": random, "load": load, "meet": meet,
     }  # fmt: skip
     print(json.dumps(commands[command](Disk(path), *rest)))
