@@ -131,9 +131,10 @@ class NvmeRig:
             f"PYTHONPATH=/viommu python3 /viommu/inside/disk.py meet {DISK} {transfer}; "
             f"{_patience(IO_PATIENCE, ADMIN_PATIENCE)}; dmesg | sed '1,/{mark}/d'"
         )
-        met, _, said = output.partition("\n")
+        # When nobody cares for the pin, the kernel tells the console so.
+        before, met, said = re.split(r"^(\{.*\})$", output, maxsplit=1, flags=re.MULTILINE)
         found: Result = json.loads(met)
-        return found, said
+        return found, before + said
 
     @contextmanager
     def load(self) -> Iterator[Result]:

@@ -44,7 +44,8 @@ def test_the_driver_probes(nvme: NvmeRig) -> None:
 
 
 def test_a_file_system(nvme: NvmeRig) -> None:
-    nvme.run(f"mke2fs -F -b 4096 {DISK} && mkdir -p /mnt && mount -t ext4 {DISK} /mnt")
+    mark = nvme.mark()
+    nvme.make_file_system()
     nvme.run("dd if=/dev/urandom of=/tmp/data bs=1M count=32 2>/dev/null")
     nvme.run(
         "cp /tmp/data /mnt/data && mkdir /mnt/many && cp -r /sys/module/nvme_core /mnt/many; sync"
@@ -53,8 +54,8 @@ def test_a_file_system(nvme: NvmeRig) -> None:
     sums = nvme.run("md5sum < /tmp/data; md5sum < /mnt/data; rm /tmp/data").split()
     assert sums[0] == sums[2]
     assert "parameters" in nvme.run("ls /mnt/many/nvme_core")
-    nvme.run("umount /mnt")
-    assert "error" not in nvme.run("dmesg | grep -i -e ext4 -e nvme").lower()
+    nvme.run(f"umount /mnt && e2fsck -fn {DISK}")
+    assert "error" not in nvme.kernel_log(mark).lower()
 
 
 def test_sequential_and_random(nvme: NvmeRig) -> None:

@@ -208,6 +208,8 @@ def test_initramfs(assets: Assets, architecture: str) -> None:
     for path in filter(None, paths):
         assert f"{base}/{path}" in tree
     assert b"vfio_pci" in tree[f"{base}/modules.alias"][1]
+    for name in ("mke2fs", "mkfs.ext4", "e2fsck"):
+        assert f"usr/sbin/{name}" in tree
     for name in ("ctypes/__init__.py", "json/__pycache__/__init__.cpython-313.pyc"):
         assert f"usr/lib/python3.13/{name}" in tree
     assert not [name for name in tree if "/test/" in name or "idlelib" in name]

@@ -121,7 +121,11 @@ def _system_packages(guest: Guest, apt: PrivateApt) -> list[Archive]:
     return [
         archive
         for archive in closure
-        if archive.package in tools or re.match(r"linux-(image|binary|modules)-\d", archive.package)
+        if archive.architecture == guest.debian
+        and (
+            archive.package in tools
+            or re.match(r"linux-(image|binary|modules)-\d", archive.package)
+        )
     ]
 
 
