@@ -95,10 +95,16 @@ class Queue:
         self._rig.drain()
 
     def do(
-        self, opcode: int, *dwords: int, nsid: int = 0, prp1: int = 0, prp2: int = 0
+        self,
+        opcode: int,
+        *dwords: int,
+        nsid: int = 0,
+        prp1: int = 0,
+        prp2: int = 0,
+        flags: int = 0,
     ) -> Completion:
         """One command, to its end."""
-        cid = self.put(command(opcode, *dwords, nsid=nsid, prp1=prp1, prp2=prp2))
+        cid = self.put(command(opcode, *dwords, nsid=nsid, prp1=prp1, prp2=prp2, flags=flags))
         self.ring()
         self._rig.drain()
         (completion,) = self.completions()

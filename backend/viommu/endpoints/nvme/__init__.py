@@ -2,6 +2,7 @@
 
 controller.py   registers, doorbells, and the tasks that `step` takes forward
 queues.py       submission and completion queues
-transfers.py    DMA in steps; PRP lists
+transfers.py    DMA in steps
+prps.py, sgls.py where a command's data is
 admin.py, io.py what commands do
 """
