@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 
+from viommu.endpoints.nvme import prps
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import MAX_TRANSFER, NAMESPACE
@@ -99,7 +100,7 @@ class IoCommands:
     def _manage(self, entry: SubmissionEntry) -> Steps:
         command = DatasetManagementCommand(entry.value)
         size = (command.ranges + 1) * DatasetRange.size
-        segments = yield from self._transfers.locate(command, size, self._page)
+        segments = yield from prps.locate(self._transfers, command, size, self._page)
         data = memoryview(bytearray(size))
         yield from self._transfers.move(segments, data, write=False)
         if not command.deallocate:  # the other attributes are hints
@@ -139,7 +140,7 @@ class IoCommands:
         if blocks * self._block > MAX_TRANSFER:
             raise CommandFailed(Status.INVALID_FIELD, 48)
         offset, size = self._range(command.first_block, blocks)
-        return offset, size, (yield from self._transfers.locate(command, size, self._page))
+        return offset, size, (yield from prps.locate(self._transfers, command, size, self._page))
 
     def _range(self, first: int, blocks: int) -> tuple[int, int]:
         if first + blocks > self._blocks:
