@@ -38,30 +38,25 @@ class IoCommands:
         self._transfers, self._store, self._block = transfers, store, block_size
         self._blocks = store.size // block_size
         self._features, self._logs, self._page = features, logs, page
+        self._works: dict[int, Callable[[SubmissionEntry], Steps]] = {
+            IoOpcode.READ: self._read,
+            IoOpcode.WRITE: self._write,
+            IoOpcode.FLUSH: self._flush,
+            IoOpcode.COMPARE: self._compare,
+            IoOpcode.WRITE_ZEROES: self._write_zeroes,
+            IoOpcode.DATASET_MANAGEMENT: self._manage,
+        }
 
-    def run(self, entry: SubmissionEntry) -> Generator[Waiting | None, None, int]:
+    def run(self, entry: SubmissionEntry) -> Steps:
         """Raises `CommandFailed`, `DmaFault`, and `OSError` of the store."""
-        work: Callable[[SubmissionEntry], Steps]
-        namespaces = (NAMESPACE, ALL_NAMESPACES) if entry.opcode == IoOpcode.FLUSH else (NAMESPACE,)
-        match entry.opcode:
-            case IoOpcode.READ:
-                work = self._read
-            case IoOpcode.WRITE:
-                work = self._write
-            case IoOpcode.FLUSH:
-                work = self._flush
-            case IoOpcode.COMPARE:
-                work = self._compare
-            case IoOpcode.WRITE_ZEROES:
-                work = self._write_zeroes
-            case IoOpcode.DATASET_MANAGEMENT:
-                work = self._manage
-            case _:
-                raise CommandFailed(Status.INVALID_OPCODE, 0)
-        if entry.namespace_id not in namespaces:
+        opcode, namespace_id = entry.opcode, entry.namespace_id
+        work = self._works.get(opcode)
+        if work is None:
+            raise CommandFailed(Status.INVALID_OPCODE, 0)
+        to_all = opcode == IoOpcode.FLUSH and namespace_id == ALL_NAMESPACES
+        if namespace_id != NAMESPACE and not to_all:
             raise CommandFailed(Status.INVALID_NAMESPACE_OR_FORMAT, 4)
-        yield from work(entry)
-        return 0
+        return work(entry)
 
     def _read(self, entry: SubmissionEntry) -> Steps:
         command = BlocksCommand(entry.value)

@@ -1,7 +1,8 @@
 """PRPs: a command's data as pages of guest RAM (NVM Express 1.4, 4.3)."""
 
 from collections.abc import Generator
-from itertools import islice
+from functools import reduce
+from operator import or_
 
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.transfers import Segment, Transfers, Waiting, append
@@ -31,11 +32,27 @@ def locate(
         entries = (yield from transfers.read(place, 8 * min(needed, room))).cast("Q")
         # The last entry of a list that is too short points to the next one.
         more = needed > room
-        for address in islice(entries, len(entries) - more):
-            left -= append(segments, _aligned(address, page), min(left, page))
+        pages = entries[: len(entries) - more].tolist()
+        if pages:
+            part = min(left, len(pages) * page)
+            _append_pages(segments, pages, part, page)
+            left -= part
         if more:
             place = _aligned(entries[-1], page)
     return segments
+
+
+def _append_pages(segments: list[Segment], pages: list[int], size: int, page: int) -> None:
+    """Add `size` bytes in whole pages, of which the last need not be full. Neighbours are one segment."""
+    _aligned(reduce(or_, pages), page)
+    start = end = pages[0]
+    for address in pages:
+        if address != end:
+            append(segments, start, end - start)
+            size -= end - start
+            start = address
+        end = address + page
+    append(segments, start, size)
 
 
 def _aligned(address: int, unit: int) -> int:
