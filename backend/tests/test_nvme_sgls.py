@@ -7,36 +7,35 @@ import pytest
 
 from tests.nvme_rig import (
     BLOCK,
+    BLOCK_TYPE,
+    BUCKET,
     COMPARE,
     DATA,
     DATASET,
     FLUSH,
     IDENTIFY,
+    KEYED,
+    LAST,
     PAGE,
     READ,
+    SEGMENT,
+    SGL,
+    SGL_AND_METADATA_SGL,
+    TRANSPORT,
     WRITE,
-    Completion,
     NvmeRig,
     Queue,
+    block,
     command,
+    descriptor,
 )
 from viommu.endpoints.nvme.events import NvmeCommandFetched
 
 SIZE = 1 << 20
 LIST = DATA + 0x10_0000
 TOP = 1 << 64
-BLOCK_TYPE, BUCKET, SEGMENT, LAST, KEYED, TRANSPORT = 0x00, 0x10, 0x20, 0x30, 0x40, 0x50
-SGL, SGL_AND_METADATA_SGL = 0x40, 0x80
 INVALID_FIELD, TRANSFER_ERROR = 0x02, 0x04
 SEGMENT_INVALID, NUMBER_INVALID, LENGTH_INVALID, TYPE_INVALID = 0x0D, 0x0E, 0x0F, 0x11
-
-
-def descriptor(kind: int, address: int, size: int) -> bytes:
-    return struct.pack("<QI3xB", address, size, kind)
-
-
-def block(address: int, size: int) -> bytes:
-    return descriptor(BLOCK_TYPE, address, size)
 
 
 def bucket(size: int) -> bytes:
@@ -54,12 +53,6 @@ def rig() -> NvmeRig:
 @pytest.fixture
 def queue(rig: NvmeRig) -> Queue:
     return rig.io()
-
-
-def do(queue: Queue, opcode: int, blocks: int, sgl1: bytes, *, flags: int = SGL) -> Completion:
-    """A command for the first blocks."""
-    first, second = struct.unpack("<QQ", sgl1)
-    return queue.do(opcode, 0, 0, blocks - 1, nsid=1, prp1=first, prp2=second, flags=flags)
 
 
 def stored(rig: NvmeRig, size: int = SIZE) -> bytes:
@@ -87,14 +80,14 @@ def chain(rig: NvmeRig, *segments: bytes, at: int = LIST, gap: int = 0) -> bytes
 def test_one_block_is_in_the_command(rig: NvmeRig, queue: Queue, offset: int) -> None:
     size = 9 * BLOCK
     rig.port.seen.clear()
-    assert do(queue, READ, 9, block(DATA + offset, size)).status == 0
+    assert queue.do_sgl(READ, 9, block(DATA + offset, size)).status == 0
     assert rig.read(DATA + offset, size) == stored(rig, size)
     assert [each[1] for each in rig.port.seen] == [64, size, 16], "no more than the data is fetched"
-    assert do(queue, COMPARE, 9, block(DATA + offset, size)).status == 0
+    assert queue.do_sgl(COMPARE, 9, block(DATA + offset, size)).status == 0
     data = random.Random(3).randbytes(size)
     rig.write(DATA + offset, data)
-    assert do(queue, COMPARE, 9, block(DATA + offset, size)).status == 0x285
-    assert do(queue, WRITE, 9, block(DATA + offset, size)).status == 0
+    assert queue.do_sgl(COMPARE, 9, block(DATA + offset, size)).status == 0x285
+    assert queue.do_sgl(WRITE, 9, block(DATA + offset, size)).status == 0
     assert stored(rig, size) == data
 
 
@@ -118,18 +111,18 @@ def test_blocks_in_segments(rig: NvmeRig, queue: Queue, lengths: list[list[int]]
             pieces.append((place, size))
         segments.append(b"".join(block(*piece) for piece in pieces[len(pieces) - len(group) :]))
     sgl = chain(rig, *segments, at=at, gap=40)
-    assert do(queue, READ, 2, sgl).status == 0
+    assert queue.do_sgl(READ, 2, sgl).status == 0
     assert b"".join(rig.read(*piece) for piece in pieces) == stored(rig, 1024)
     for address, size in pieces:
         rig.write(address, random.Random(address).randbytes(size))
-    assert do(queue, WRITE, 2, sgl).status == 0
+    assert queue.do_sgl(WRITE, 2, sgl).status == 0
     assert b"".join(rig.read(*piece) for piece in pieces) == stored(rig, 1024)
 
 
 def test_adjacent_blocks_move_at_once(rig: NvmeRig, queue: Queue) -> None:
     sgl = chain(rig, b"".join(block(DATA + 128 * number, 128) for number in range(8)))
     rig.port.seen.clear()
-    assert do(queue, READ, 2, sgl).status == 0
+    assert queue.do_sgl(READ, 2, sgl).status == 0
     moved = [(iova, size) for iova, size, write, *_ in rig.port.seen if write]
     assert moved == [(DATA, 1024), (queue.cq, 16)]
 
@@ -144,7 +137,7 @@ def test_a_read_with_a_bit_bucket(rig: NvmeRig, queue: Queue) -> None:
         block(places[1], 4 * kib) + bucket(2 * kib),
         block(places[2], 4 * kib),
     )
-    assert do(queue, READ, 26, sgl).status == 0
+    assert queue.do_sgl(READ, 26, sgl).status == 0
     data, expected = stored(rig, 13 * kib), bytearray(before)
     for place, (start, end) in zip(places, ((0, 3), (3, 7), (9, 13)), strict=True):
         expected[place - DATA : place - DATA + (end - start) * kib] = data[start * kib : end * kib]
@@ -153,31 +146,31 @@ def test_a_read_with_a_bit_bucket(rig: NvmeRig, queue: Queue) -> None:
 
 def test_a_read_into_bit_buckets_alone(rig: NvmeRig, queue: Queue) -> None:
     before = rig.read(DATA, SIZE)
-    assert do(queue, READ, 2, bucket(1024)).status == 0
-    assert do(queue, READ, 2, chain(rig, bucket(0) + bucket(1), bucket(5000))).status == 0
+    assert queue.do_sgl(READ, 2, bucket(1024)).status == 0
+    assert queue.do_sgl(READ, 2, chain(rig, bucket(0) + bucket(1), bucket(5000))).status == 0
     assert rig.read(DATA, SIZE) == before
 
 
 def test_a_bit_bucket_is_nothing_to_a_write(rig: NvmeRig, queue: Queue) -> None:
     sgl = chain(rig, bucket(100) + block(DATA, 700) + bucket(1024), block(DATA + 3000, 324))
     for opcode in (WRITE, COMPARE):
-        assert do(queue, opcode, 2, sgl).status == 0
+        assert queue.do_sgl(opcode, 2, sgl).status == 0
     assert stored(rig, 1024) == rig.read(DATA, 700) + rig.read(DATA + 3000, 324)
-    assert do(queue, WRITE, 2, bucket(1024)).status == LENGTH_INVALID
+    assert queue.do_sgl(WRITE, 2, bucket(1024)).status == LENGTH_INVALID
 
 
 def test_blocks_of_nothing(rig: NvmeRig, queue: Queue) -> None:
     """They may be anywhere: none is reached."""
     sgl = chain(rig, bytes(16) + block(TOP - 1, 0) + block(DATA, 512) + bytes(32))
-    assert do(queue, READ, 1, sgl).status == 0
+    assert queue.do_sgl(READ, 1, sgl).status == 0
     assert rig.read(DATA, 512) == stored(rig, 512)
 
 
 def test_an_sgl_that_is_longer_than_the_data(rig: NvmeRig, queue: Queue) -> None:
     before = rig.read(DATA + 512, 512)
-    assert do(queue, READ, 1, block(DATA, 0xFFFF_FFFF)).status == 0
+    assert queue.do_sgl(READ, 1, block(DATA, 0xFFFF_FFFF)).status == 0
     rest = block(TOP - 1, 2) + descriptor(0xFF, 0, 0)
-    assert do(queue, READ, 1, chain(rig, block(DATA, 512) + rest, rest)).status == 0
+    assert queue.do_sgl(READ, 1, chain(rig, block(DATA, 512) + rest, rest)).status == 0
     assert rig.read(DATA, 512) == stored(rig, 512)
     assert rig.read(DATA + 512, 512) == before
 
@@ -232,7 +225,7 @@ def test_wrong_descriptors(rig: NvmeRig, queue: Queue, opcode: int, place: str, 
         rig.write(at + 64, bytes(16) + wrong)
         sgl = descriptor(SEGMENT, at, 32)
     before, there = stored(rig), rig.read(DATA, SIZE)
-    done = do(queue, opcode, 2, sgl)
+    done = queue.do_sgl(opcode, 2, sgl)
     assert (done.status, done.dnr) == (status, True)
     assert (stored(rig), rig.read(DATA, SIZE)) == (before, there)
 
@@ -244,24 +237,31 @@ def test_a_segment_is_told_of_at_the_end_of_one(rig: NvmeRig, queue: Queue, kind
     link = descriptor(kind, LIST, 48)
     for outer in (SEGMENT, LAST):
         rig.write(LIST + 64, bytes(16) + link + block(DATA, 1024))
-        assert do(queue, READ, 2, descriptor(outer, LIST + 64, 48)).status == NUMBER_INVALID
+        assert queue.do_sgl(READ, 2, descriptor(outer, LIST + 64, 48)).status == NUMBER_INVALID
     rig.write(LIST + 64, end + link)
-    assert do(queue, READ, 2, descriptor(LAST, LIST + 64, 32)).status == SEGMENT_INVALID
-    assert do(queue, READ, 2, descriptor(SEGMENT, LIST + 64, 32)).status == 0
+    assert queue.do_sgl(READ, 2, descriptor(LAST, LIST + 64, 32)).status == SEGMENT_INVALID
+    assert queue.do_sgl(READ, 2, descriptor(SEGMENT, LIST + 64, 32)).status == 0
+
+
+def test_the_end_of_what_is_fetched_is_not_the_end(rig: NvmeRig, queue: Queue) -> None:
+    rig.write(LIST, bytes(255 * 16) + descriptor(LAST, LIST, 16) + block(DATA, 512))
+    assert queue.do_sgl(READ, 1, descriptor(LAST, LIST, 257 * 16)).status == NUMBER_INVALID
 
 
 def test_an_sgl_that_ends_too_early(rig: NvmeRig, queue: Queue) -> None:
     for kind in (SEGMENT, LAST):
         rig.write(LIST, block(DATA, 512) * 2)
-        assert do(queue, READ, 3, descriptor(kind, LIST, 32)).status == LENGTH_INVALID
-        assert do(queue, READ, 2, descriptor(kind, LIST, 32)).status == 0
+        assert queue.do_sgl(READ, 3, descriptor(kind, LIST, 32)).status == LENGTH_INVALID
+        assert queue.do_sgl(READ, 2, descriptor(kind, LIST, 32)).status == 0
 
 
 def test_what_a_command_cannot_have(rig: NvmeRig, queue: Queue) -> None:
     sgl = block(DATA, 1024)
     for flags in (SGL_AND_METADATA_SGL, 0xC0):
-        assert do(queue, READ, 2, sgl, flags=flags).status == INVALID_FIELD
-    assert do(queue, READ, 1025, block(DATA, 0xFFFF_FFFF)).status == INVALID_FIELD, "as with PRPs"
+        assert queue.do_sgl(READ, 2, sgl, flags=flags).status == INVALID_FIELD
+    assert queue.do_sgl(READ, 1025, block(DATA, 0xFFFF_FFFF)).status == INVALID_FIELD, (
+        "as with PRPs"
+    )
     assert queue.do(FLUSH, nsid=1, flags=SGL).status == 0, "it has no data"
     entry = bytearray(command(READ, 0, 0, 1, nsid=1, flags=SGL))
     entry[16:40] = struct.pack("<Q", 0xDEAD_BEEF_DEAD_BEEF) + sgl
@@ -281,9 +281,9 @@ def test_admin_commands_have_prps(rig: NvmeRig, flags: int) -> None:
 
 def test_the_trace_tells_what_describes_the_data(rig: NvmeRig, queue: Queue) -> None:
     rig.events.clear()
-    do(queue, READ, 1, block(DATA, 512))
+    queue.do_sgl(READ, 1, block(DATA, 512))
     queue.do(READ, 0, 0, 0, nsid=1, prp1=DATA)
-    do(queue, READ, 1, block(DATA, 512), flags=0xC0)
+    queue.do_sgl(READ, 1, block(DATA, 512), flags=0xC0)
     fetched = [each for each in rig.events if isinstance(each, NvmeCommandFetched)]
     assert [each.data_pointer for each in fetched] == ["SGL", "PRP", "0x3"]
 
@@ -306,14 +306,14 @@ def test_a_fetch_or_a_block_that_aborts(
     )
     before, there = stored(rig), rig.read(DATA, 512)
     rig.port.holes = {pages[number]}
-    done = do(queue, opcode, 3, sgl)
+    done = queue.do_sgl(opcode, 3, sgl)
     assert (done.status, done.dnr) == (TRANSFER_ERROR, False)
     assert stored(rig) == before
     assert rig.port.in_flight == 0
     if number < 3:
         assert rig.read(DATA, 512) == there, "nothing moves before all is known"
     rig.port.holes = set()
-    assert do(queue, opcode, 3, sgl).status == 0
+    assert queue.do_sgl(opcode, 3, sgl).status == 0
     moved = rig.read(DATA, 512) + rig.read(DATA + 700, 512) + rig.read(pages[3], 512)
     assert moved == stored(rig, 3 * 512)
 
@@ -322,5 +322,5 @@ def test_a_segment_that_ends_in_a_hole(rig: NvmeRig, queue: Queue) -> None:
     rig.port.holes = {LIST + PAGE}
     rig.write(LIST + PAGE - 32, block(DATA, 512) * 4)
     sgl = descriptor(LAST, LIST + PAGE - 32, 64)
-    assert do(queue, READ, 2, sgl).status == TRANSFER_ERROR
-    assert do(queue, READ, 2, descriptor(LAST, LIST + PAGE - 32, 32)).status == 0
+    assert queue.do_sgl(READ, 2, sgl).status == TRANSFER_ERROR
+    assert queue.do_sgl(READ, 2, descriptor(LAST, LIST + PAGE - 32, 32)).status == 0
