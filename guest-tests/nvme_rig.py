@@ -22,6 +22,7 @@ from viommu.trace_file import TraceReader
 MIB, PAGE = 1 << 20, 4096
 SIZE_MIB = 256
 DISK = "/dev/nvme0n1"
+SGL_THRESHOLD = "/sys/module/nvme/parameters/sgl_threshold"
 FUNCTION = "/sys/bus/pci/devices/0000:01:00.0"
 # The driver gives up a command after 30 s else, and what it asks the controller itself after 60 s.
 PATIENCE = "nvme_core.io_timeout=3 nvme_core.admin_timeout=10"
