@@ -36,9 +36,14 @@ def pattern(number: int, size: int) -> bytes:
 
 
 class NvmeRig:
-    """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False."""
+    """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False.
 
-    def __init__(self, machine: str, assets: Assets, directory: Path, *, smmu: bool = True) -> None:
+    `guest` is for `Guest`.
+    """
+
+    def __init__(
+        self, machine: str, assets: Assets, directory: Path, *, smmu: bool = True, **guest: Any
+    ) -> None:
         self.machine = machine
         self.image = directory / "disk.raw"
         self._path = directory / "machine.toml"
@@ -51,6 +56,7 @@ class NvmeRig:
             linux_driver=smmu and machine == "aarch64",
             scripts=scripts_directory(),
             command_line=f"{DOMAINS} {PATIENCE}",
+            **guest,
         )
         self.guest = self.rig.guest
         self._again: Serving | None = None

@@ -1,4 +1,7 @@
-"""The stock NVMe driver describes data by SGLs: as one block where the SMMU makes it one, else in segments."""
+"""The stock NVMe driver describes data by SGLs: as one block where the SMMU makes it one, else in segments.
+
+On aarch64 a driver of another kernel can be taken: `--viommu-image aarch64-backports`.
+"""
 
 import json
 from collections.abc import Iterator
@@ -12,8 +15,8 @@ from viommu.lab.assets import Assets
 from viommu.pytest_plugin.lab import Lab
 
 MACHINES = ("aarch64", "x86_64")
-SIZE = 256 << 10
-"""A command's, of 64 pages."""
+PIECES = 64
+"""Pages that one command moves."""
 OFFSET = 8 << 20
 DEFAULT_THRESHOLD = 32768
 
@@ -22,9 +25,13 @@ Event = dict[str, Any]
 
 @pytest.fixture(scope="module", params=MACHINES)
 def booted(
-    request: pytest.FixtureRequest, assets: Assets, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    assets: Assets,
+    tmp_path_factory: pytest.TempPathFactory,
+    kernel: dict[str, Any],
 ) -> Iterator[NvmeRig]:
-    with NvmeRig(request.param, assets, tmp_path_factory.mktemp("disk")) as nvme:
+    directory, own = tmp_path_factory.mktemp("disk"), request.param == "aarch64"
+    with NvmeRig(request.param, assets, directory, **kernel if own else {}) as nvme:
         yield nvme
 
 
@@ -43,21 +50,32 @@ def use_domain(nvme: NvmeRig, kind: str) -> None:
         nvme.await_disk()
 
 
-def scattered(nvme: NvmeRig, threshold: int, size: int, seed: int, plan: str = "") -> list[Event]:
-    """Write and read by pages in any order; check what comes back and what is on the disk. Returns the events."""
+def scattered(
+    nvme: NvmeRig,
+    threshold: int,
+    seed: int,
+    *,
+    count: int = PIECES,
+    size: int = PAGE,
+    plan: str = "",
+) -> list[Event]:
+    """Write and read by pieces of memory in any order; check what comes back and what is on the disk.
+
+    Returns the events.
+    """
     nvme.run(f"echo {threshold} > {SGL_THRESHOLD}")
     control = nvme.rig.serving.control
     with nvme.rig.serving.trace() as trace:
         trace.skip()
         control.call("faults.load", plan=plan)
-        arguments = f"{DISK} {OFFSET} {size} {seed}"
+        arguments = f"{DISK} {OFFSET} {count} {size} {seed}"
         output = nvme.guest.python(f"/viommu/inside/scattered.py {arguments}", timeout=120)
         control.call("faults.clear")
         events = trace.read()
     assert json.loads(output) == {"right": True}
     with nvme.image.open("rb") as file:
         file.seek(OFFSET)
-        assert file.read(size) == Random(seed).randbytes(size)
+        assert file.read(count * size) == Random(seed).randbytes(count * size)
     return events
 
 
@@ -77,7 +95,7 @@ def segments(events: list[Event]) -> list[int]:
 def test_pages_anywhere_are_in_a_segment(nvme: NvmeRig) -> None:
     """Those that are neighbours by chance are one block; a command has no more blocks than the driver has room for."""
     use_domain(nvme, "identity")
-    events = scattered(nvme, PAGE, MIB, 1)
+    events = scattered(nvme, PAGE, 1, count=MIB // PAGE)
     used = pointers(events)
     assert used == ["WRITE SGL"] * (len(used) // 2) + ["READ SGL"] * (len(used) // 2)
     lists = segments(events)
@@ -90,11 +108,22 @@ def test_what_the_driver_chooses(nvme: NvmeRig) -> None:
     """Its default is SGLs for blocks of 32 KiB and more, and the SMMU makes one of all pages."""
     use_domain(nvme, "DMA")
     by_default = "SGL" if nvme.machine == "aarch64" else "PRP"
-    events = scattered(nvme, DEFAULT_THRESHOLD, SIZE, 2)
+    events = scattered(nvme, DEFAULT_THRESHOLD, 2)
     assert set(pointers(events)) == {f"WRITE {by_default}", f"READ {by_default}"}
     if nvme.machine == "aarch64":
         assert segments(events) == []
-    assert set(pointers(scattered(nvme, 0, SIZE, 3))) == {"WRITE PRP", "READ PRP"}
+    assert set(pointers(scattered(nvme, 0, 3))) == {"WRITE PRP", "READ PRP"}
+
+
+def test_blocks_at_any_address(nvme: NvmeRig) -> None:
+    """Older drivers (6.12) have a command with PRPs for each of them, newer ones (7.3) have SGLs of many."""
+    use_domain(nvme, "identity")
+    used = pointers(scattered(nvme, PAGE, 6, count=200, size=512))
+    if "READ SGL" in used:
+        assert set(used) == {"WRITE SGL", "READ SGL"}
+        assert len(used) < 10
+    else:
+        assert used == ["WRITE PRP"] * 200 + ["READ PRP"] * 200
 
 
 @pytest.mark.parametrize(("number", "opcode"), [(1, "WRITE"), (2, "READ")])
@@ -108,7 +137,7 @@ def test_the_fetch_of_a_segment_aborts(nvme: NvmeRig, number: int, opcode: str) 
         when = {{ {when} }}
         do = "abort"
     """
-    events = scattered(nvme, PAGE, SIZE, 3 + number, plan)
+    events = scattered(nvme, PAGE, 3 + number, plan=plan)
     kinds = [event["kind"] for event in events]
     assert kinds.count("FaultInjected") == 1
     assert kinds.count("NvmeStateChanged") == 0

@@ -1,8 +1,9 @@
-"""Writes and reads a disk past the page cache, by one system call each, from and into pages in any order.
+"""Writes and reads a disk past the page cache, by one system call each, from and into pieces of memory in any order.
 
-    python3 scattered.py DISK OFFSET SIZE SEED
+    python3 scattered.py DISK OFFSET PIECES SIZE SEED
 
-Prints {"right": …}: whether it reads what it has written, which is what `Random(SEED).randbytes(SIZE)` gives.
+Each of the pieces is in a page of its own, at a multiple of four bytes. Prints {"right": …}: whether it reads what it
+has written, which is what `Random(SEED).randbytes(PIECES * SIZE)` gives.
 """
 
 import json
@@ -14,24 +15,24 @@ from random import Random
 PAGE = 4096
 
 
-def pages(size: int, seed: int) -> list[memoryview]:
-    """`size` bytes of memory, of which no two pages that follow each other are neighbours by more than chance."""
-    buffer = mmap.mmap(-1, size)
-    buffer[:] = bytes(size)  # or memory would be given in the order of their first use
-    found = [memoryview(buffer)[place : place + PAGE] for place in range(0, size, PAGE)]
-    Random(seed).shuffle(found)
-    return found
+def pieces(count: int, size: int, seed: int) -> list[memoryview]:
+    """Those that follow each other are no neighbours, but by chance."""
+    buffer = mmap.mmap(-1, count * PAGE)
+    buffer[:] = bytes(count * PAGE)  # or memory would be given in the order of its first use
+    places = [PAGE * number + 4 * number % (PAGE - size + 4) for number in range(count)]
+    Random(seed).shuffle(places)
+    return [memoryview(buffer)[place : place + size] for place in places]
 
 
-def main(path: str, offset: int, size: int, seed: int) -> bool:
-    data = Random(seed).randbytes(size)
+def main(path: str, offset: int, count: int, size: int, seed: int) -> bool:
+    data = Random(seed).randbytes(count * size)
     disk = os.open(path, os.O_RDWR | os.O_DIRECT)
-    source, target = pages(size, seed), pages(size, seed + 1)
-    for number, page in enumerate(source):
-        page[:] = data[number * PAGE : (number + 1) * PAGE]
-    assert os.pwritev(disk, source, offset) == size
+    source, target = pieces(count, size, seed), pieces(count, size, seed + 1)
+    for number, piece in enumerate(source):
+        piece[:] = data[number * size : (number + 1) * size]
+    assert os.pwritev(disk, source, offset) == len(data)
     os.fsync(disk)
-    assert os.preadv(disk, target, offset) == size
+    assert os.preadv(disk, target, offset) == len(data)
     return b"".join(target) == data
 
 
