@@ -82,12 +82,14 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         (
             "slot = 2",
             "slot = 2\ncolour = 1",
-            "devices[1].colour: unknown key, allowed: bus, disk, model, name, size_mib, slot",
+            "devices[1].colour: unknown key, allowed: bus, disk, model, name, options, "
+            "size_mib, slot",
         ),
         (
             '"smmuv3"',
             '"smmuv2"',
-            "devices[0].model: 'smmuv2' is wrong, it should be 'smmuv3', 'test-engine' or 'nvme'",
+            "devices[0].model: 'smmuv2' is wrong, it should be 'smmuv3', 'test-engine', 'nvme' or a "
+            "class of yours: 'file.py:Class'",
         ),
         (
             '"aarch64"',

@@ -3,10 +3,17 @@
 from collections import deque
 from collections.abc import Generator, Iterable
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from viommu.endpoints.nvme.errors import CommandFailed
-from viommu.endpoints.port import DmaFault, DmaPort, DmaStalled, Transfer
+from viommu.endpoints.port import (
+    UNPRIVILEGED_DATA,
+    DmaAttributes,
+    DmaFault,
+    DmaPort,
+    DmaStalled,
+    Transfer,
+)
 from viommu.layouts.nvme_commands import Status, SubmissionEntry
 
 WINDOW = 16
@@ -37,8 +44,18 @@ class Segment(NamedTuple):
 class Transfers:
     """Moves bytes by `port`. What is adjacent moves at once."""
 
-    def __init__(self, port: DmaPort) -> None:
+    def __init__(
+        self,
+        port: DmaPort,
+        *,
+        substream_id: int | None = None,
+        attributes: DmaAttributes = UNPRIVILEGED_DATA,
+    ) -> None:
+        """`substream_id` and `attributes` are those of all its transactions."""
         self._port = port
+        self._say: dict[str, Any] = {}
+        if substream_id is not None or attributes != UNPRIVILEGED_DATA:
+            self._say = {"substream_id": substream_id, "attributes": attributes}
 
     def read(self, iova: int, size: int) -> Generator[Waiting | None, None, memoryview]:
         """`size` bytes from guest RAM. Raises `DmaFault`."""
@@ -88,7 +105,7 @@ class Transfers:
         while left and len(flight) < WINDOW:
             iova, size = left[0]
             try:
-                transfer = self._port.begin(iova, size, write=write)
+                transfer = self._port.begin(iova, size, write=write, **self._say)
             except DmaStalled as held:
                 return held, None
             except DmaFault as fault:
