@@ -45,6 +45,11 @@ class DmaMaster(Endpoint):
         return self.port.capabilities
 
     @property
+    def idle(self) -> bool:
+        """No work is under way, nor waits for software."""
+        return not len(self._tasks)
+
+    @property
     def busy(self) -> bool:
         """Some work can go on."""
         return self._tasks.busy

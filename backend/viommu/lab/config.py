@@ -42,7 +42,7 @@ class Device(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
     model: str
-    """One of `MODELS`, or a class of the user's: `file.py:Class`, found from the TOML file, or `package.module:Class`."""
+    """One of `MODELS`, or a class of the user's own: `file.py:Class` beside the TOML file, `package.module:Class`."""
     slot: Annotated[int, Field(ge=1, le=31)]
     bus: Annotated[int, Field(ge=1, le=255)] | None = None
     """With it, a root port is in `slot`, and the function in slot 0 of that bus: it can be unplugged."""
