@@ -185,6 +185,8 @@ class GuestMemory:
         self._move(runs, buffer, to_guest=True)
 
     def _move(self, runs: "array[int]", buffer: Buffer, *, to_guest: bool) -> None:
+        if len(runs) == 2 and self._move_one(runs[0], runs[1], buffer, to_guest):
+            return
         if len(runs) == 2 or not hot.COMPILED:
             done = self._move_python(runs, buffer, to_guest)
         else:
@@ -195,6 +197,20 @@ class GuestMemory:
             done = self._table.move(runs, buffer, to_guest=to_guest)
         if done != len(buffer):
             raise _located(runs, done)
+
+    def _move_one(self, address: int, length: int, buffer: Buffer, to_guest: bool) -> bool:
+        """Move one run within the region that was used last; False when it is not like that."""
+        region, window = self._last, memoryview(buffer).cast("B")
+        offset = address - region.base
+        allowed = region.writable if to_guest else region.readable
+        inside = offset >= 0 and offset + length <= region.size and length == len(window)
+        if not inside or not allowed or region.bytes is None:
+            return False
+        if to_guest:
+            region.bytes[offset : offset + length] = window
+        else:
+            window[:] = region.bytes[offset : offset + length]
+        return True
 
     def _move_python(self, runs: "array[int]", buffer: Buffer, to_guest: bool) -> int:
         window = memoryview(buffer).cast("B")

@@ -327,6 +327,8 @@ def _collect(
     offset = address & (1 << shift) - 1
     first = address >> shift & len(row) - 1
     count = min(len(row) - first, (offset + size - 1 >> shift) + 1)
+    if count == 1:
+        return _use(Entry(shift, row[first]), need, address, size, runs)
     return hot.collect(row, first, count, need, shift, offset, size, runs)
 
 

@@ -132,7 +132,8 @@ class NvmeController(Endpoint):
     @property
     def busy(self) -> bool:
         """A task can go on."""
-        return self._engine is not None and (self._engine.busy or self._interrupts.due)
+        engine = self._engine
+        return engine is not None and (engine.tasks.busy or self._interrupts.due)
 
     def step(self) -> bool:
         """Let one task go on."""

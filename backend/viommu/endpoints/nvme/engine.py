@@ -4,8 +4,6 @@ Each of these is a task, so that many transactions are in flight. A submission q
 entries and room for them; what waits for a place in its completion queue counts. Completions go out in order.
 """
 
-from collections.abc import Generator
-
 from viommu.endpoints.nvme.admin import AdminCommands
 from viommu.endpoints.nvme.errors import RETRIABLE, CommandFailed
 from viommu.endpoints.nvme.events import NvmeCommandEnded, NvmeCommandFetched
@@ -14,7 +12,7 @@ from viommu.endpoints.nvme.io import IoCommands
 from viommu.endpoints.nvme.logs import AsyncEvents, ErrorEvent, Logs
 from viommu.endpoints.nvme.queues import CompletionQueue, Pending, Queues, SubmissionQueue
 from viommu.endpoints.nvme.tasks import Tasks
-from viommu.endpoints.nvme.transfers import Steps, Transfers, Waiting
+from viommu.endpoints.nvme.transfers import Steps, Transfers
 from viommu.endpoints.port import DmaFault
 from viommu.layouts.nvme_commands import AdminOpcode, IoOpcode, Status, SubmissionEntry
 from viommu.trace import Tracer
@@ -110,47 +108,45 @@ class Engine:
 
     def _begin(self, queue: SubmissionQueue, entry: SubmissionEntry) -> None:
         queue.outstanding += 1
+        command_id = entry.command_id
         if self._tracer:
             names = _IO if queue.id else _ADMIN
             opcode = names.get(entry.opcode) or hex(entry.opcode)
-            self._tracer.emit(NvmeCommandFetched(self._name, queue.id, entry.command_id, opcode))
-        if entry.command_id in queue.commands:
-            self._end(queue, entry, 0, CommandFailed(Status.COMMAND_ID_CONFLICT))
+            self._tracer.emit(NvmeCommandFetched(self._name, queue.id, command_id, opcode))
+        if command_id in queue.commands:
+            self._fail(queue, entry, CommandFailed(Status.COMMAND_ID_CONFLICT))
             return
         self._executing += queue.id != 0
-        queue.commands[entry.command_id] = self.tasks.spawn(self._execute(queue, entry))
+        queue.commands[command_id] = self.tasks.spawn(self._execute(queue, entry, command_id))
 
     # Carrying out
 
-    def _execute(self, queue: SubmissionQueue, entry: SubmissionEntry) -> Steps:
+    def _execute(self, queue: SubmissionQueue, entry: SubmissionEntry, command_id: int) -> Steps:
         result: int | None = 0
         failure: CommandFailed | None = None
         try:
             if entry.prp_or_sgl or entry.fused_operation:
                 raise CommandFailed(Status.INVALID_FIELD, 1)
-            result = yield from self._run(queue, entry)
+            if queue.id:
+                yield from self._io.run(entry)
+            else:
+                result = yield from self._admin.run(entry, self)
         except CommandFailed as failed:
             failure = failed
         except DmaFault:
             failure = CommandFailed(Status.DATA_TRANSFER_ERROR)
         except OSError:
             failure = CommandFailed(Status.INTERNAL_ERROR)
-        self._leave(queue, entry.command_id)
-        if result is None:
+        self._leave(queue, command_id)
+        if failure is not None:
+            self._fail(queue, entry, failure)
+        elif result is not None:
+            self._post(Pending(queue, command_id, result, Status.SUCCESS, False))
+        else:
             queue.outstanding -= 1
             self._kick(queue)
-            self._tell()
-            return
-        self._end(queue, entry, result, failure)
         if queue.id == 0:
             self._tell()
-
-    def _run(
-        self, queue: SubmissionQueue, entry: SubmissionEntry
-    ) -> Generator[Waiting | None, None, int | None]:
-        if queue.id == 0:
-            return self._admin.run(entry, self)
-        return self._io.run(entry)
 
     def _leave(self, queue: SubmissionQueue, command_id: int) -> None:
         """The command is not carried out any more."""
@@ -162,20 +158,10 @@ class Engine:
             for each in self._queues.submission.values():
                 self._kick(each)
 
-    def _end(
-        self,
-        queue: SubmissionQueue,
-        entry: SubmissionEntry,
-        result: int,
-        failure: CommandFailed | None,
-    ) -> None:
-        status = Status.SUCCESS if failure is None else failure.status
-        if failure is not None:
-            self._logs.failed(
-                queue.id, entry.command_id, status, failure.parameter, entry.namespace_id
-            )
-        retry = failure is None or status in RETRIABLE
-        self._post(Pending(queue, entry.command_id, result, status, not retry))
+    def _fail(self, queue: SubmissionQueue, entry: SubmissionEntry, failure: CommandFailed) -> None:
+        status, command_id = failure.status, entry.command_id
+        self._logs.failed(queue.id, command_id, status, failure.parameter, entry.namespace_id)
+        self._post(Pending(queue, command_id, 0, status, status not in RETRIABLE))
 
     def abort(self, queue: SubmissionQueue, command_id: int) -> bool:
         """End a command where it is; False when it is not there any more."""
@@ -236,10 +222,6 @@ class Engine:
                 submission.outstanding -= 1
                 self._kick(submission)
         queue.post = None
-
-    @property
-    def busy(self) -> bool:
-        return self.tasks.busy
 
     def step(self) -> None:
         self.tasks.step()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 
+from viommu.endpoints.nvme import prps
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import MAX_TRANSFER, NAMESPACE
@@ -37,30 +38,25 @@ class IoCommands:
         self._transfers, self._store, self._block = transfers, store, block_size
         self._blocks = store.size // block_size
         self._features, self._logs, self._page = features, logs, page
+        self._works: dict[int, Callable[[SubmissionEntry], Steps]] = {
+            IoOpcode.READ: self._read,
+            IoOpcode.WRITE: self._write,
+            IoOpcode.FLUSH: self._flush,
+            IoOpcode.COMPARE: self._compare,
+            IoOpcode.WRITE_ZEROES: self._write_zeroes,
+            IoOpcode.DATASET_MANAGEMENT: self._manage,
+        }
 
-    def run(self, entry: SubmissionEntry) -> Generator[Waiting | None, None, int]:
+    def run(self, entry: SubmissionEntry) -> Steps:
         """Raises `CommandFailed`, `DmaFault`, and `OSError` of the store."""
-        work: Callable[[SubmissionEntry], Steps]
-        namespaces = (NAMESPACE, ALL_NAMESPACES) if entry.opcode == IoOpcode.FLUSH else (NAMESPACE,)
-        match entry.opcode:
-            case IoOpcode.READ:
-                work = self._read
-            case IoOpcode.WRITE:
-                work = self._write
-            case IoOpcode.FLUSH:
-                work = self._flush
-            case IoOpcode.COMPARE:
-                work = self._compare
-            case IoOpcode.WRITE_ZEROES:
-                work = self._write_zeroes
-            case IoOpcode.DATASET_MANAGEMENT:
-                work = self._manage
-            case _:
-                raise CommandFailed(Status.INVALID_OPCODE, 0)
-        if entry.namespace_id not in namespaces:
+        opcode, namespace_id = entry.opcode, entry.namespace_id
+        work = self._works.get(opcode)
+        if work is None:
+            raise CommandFailed(Status.INVALID_OPCODE, 0)
+        to_all = opcode == IoOpcode.FLUSH and namespace_id == ALL_NAMESPACES
+        if namespace_id != NAMESPACE and not to_all:
             raise CommandFailed(Status.INVALID_NAMESPACE_OR_FORMAT, 4)
-        yield from work(entry)
-        return 0
+        return work(entry)
 
     def _read(self, entry: SubmissionEntry) -> Steps:
         command = BlocksCommand(entry.value)
@@ -104,7 +100,7 @@ class IoCommands:
     def _manage(self, entry: SubmissionEntry) -> Steps:
         command = DatasetManagementCommand(entry.value)
         size = (command.ranges + 1) * DatasetRange.size
-        segments = yield from self._transfers.locate(command, size, self._page)
+        segments = yield from prps.locate(self._transfers, command, size, self._page)
         data = memoryview(bytearray(size))
         yield from self._transfers.move(segments, data, write=False)
         if not command.deallocate:  # the other attributes are hints
@@ -144,7 +140,7 @@ class IoCommands:
         if blocks * self._block > MAX_TRANSFER:
             raise CommandFailed(Status.INVALID_FIELD, 48)
         offset, size = self._range(command.first_block, blocks)
-        return offset, size, (yield from self._transfers.locate(command, size, self._page))
+        return offset, size, (yield from prps.locate(self._transfers, command, size, self._page))
 
     def _range(self, first: int, blocks: int) -> tuple[int, int]:
         if first + blocks > self._blocks:

@@ -5,7 +5,12 @@ from typing import NamedTuple
 
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.tasks import Task
-from viommu.layouts.nvme_commands import CompletionEntry, Status, SubmissionEntry
+from viommu.layouts.nvme_commands import (
+    COMPLETION_SIZE,
+    Status,
+    SubmissionEntry,
+    completion_entry,
+)
 
 IO_QUEUES = 16
 """I/O submission queues, and as many completion queues."""
@@ -53,12 +58,12 @@ class CompletionQueue:
     @property
     def place(self) -> int:
         """Where the next entry goes."""
-        return self.base + self.tail * CompletionEntry.size
+        return self.base + self.tail * COMPLETION_SIZE
 
     def entries(self, count: int) -> bytes:
         """The first `count` pending completions, as they go to `place`."""
         return b"".join(
-            CompletionEntry(
+            completion_entry(
                 result=each.result,
                 sq_head=each.sq.head,
                 sq_id=each.sq.id,
@@ -66,7 +71,7 @@ class CompletionQueue:
                 phase=self._phase,
                 status=each.status,
                 do_not_retry=each.do_not_retry,
-            ).to_bytes()
+            )
             for each in (self.pending[place] for place in range(count))
         )
 

@@ -33,7 +33,7 @@ class Task:
 
 
 class Tasks:
-    """Take turns, one step each. Those that wait are passed over."""
+    """Take turns, one step each. Those that wait are passed over; one whose last step it was lets the next go on."""
 
     def __init__(self) -> None:
         self._tasks: deque[Task] = deque()
@@ -44,7 +44,10 @@ class Tasks:
     @property
     def busy(self) -> bool:
         """One of them can go on."""
-        return any(not task.waiting for task in self._tasks)
+        for task in self._tasks:  # noqa: SIM110 - asked at each turn, and the first can, mostly
+            if not task.waiting:
+                return True
+        return False
 
     def spawn(self, steps: Steps) -> Task:
         """Begin at the next turn."""
@@ -54,15 +57,18 @@ class Tasks:
 
     def step(self) -> None:
         """Let the next that can go on do so. Raises what it raises; then it is over."""
-        for _ in range(len(self._tasks)):
-            task = self._tasks.popleft()
+        tasks, ended = self._tasks, 0
+        for _ in range(len(tasks) + 1):
+            if not tasks or ended == 2:
+                return
+            task = tasks.popleft()
             if task.waiting:
-                self._tasks.append(task)
+                tasks.append(task)
             elif task.step():
-                self._tasks.append(task)
+                tasks.append(task)
                 return
             else:
-                return
+                ended += 1
 
     def cancel(self, task: Task) -> None:
         """End one of them; it must not be the one whose turn it is."""

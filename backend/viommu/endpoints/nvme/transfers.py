@@ -2,10 +2,8 @@
 
 from collections import deque
 from collections.abc import Generator, Iterable
-from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.port import (
     UNPRIVILEGED_DATA,
     DmaAttributes,
@@ -14,7 +12,6 @@ from viommu.endpoints.port import (
     DmaStalled,
     Transfer,
 )
-from viommu.layouts.nvme_commands import Status, SubmissionEntry
 
 WINDOW = 16
 """Transactions that one command has in flight at most."""
@@ -117,35 +114,6 @@ class Transfers:
                 left.popleft()
         return None, None
 
-    def locate(
-        self, entry: SubmissionEntry, size: int, page: int
-    ) -> Generator[Waiting | None, None, list[Segment]]:
-        """Where the `size` bytes of a command's data are: its PRP entries, and the lists that they point to (4.3).
-
-        Raises `CommandFailed` for an offset that may not be, `DmaFault` when a list cannot be read.
-        """
-        segments: list[Segment] = []
-        first = entry.prp1
-        if first & 3:
-            raise CommandFailed(Status.PRP_OFFSET_INVALID)
-        left = size - _append(segments, first, min(size, page - first % page))
-        if not left:
-            return segments
-        if left <= page:
-            _append(segments, _aligned(entry.prp2, page), left)
-            return segments
-        place = _aligned(entry.prp2, 8)
-        while left:
-            needed, room = -(-left // page), (page - place % page) // 8
-            entries = (yield from self.read(place, 8 * min(needed, room))).cast("Q")
-            # The last entry of a list that is too short points to the next one.
-            more = needed > room
-            for address in islice(entries, len(entries) - more):
-                left -= _append(segments, _aligned(address, page), min(left, page))
-            if more:
-                place = _aligned(entries[-1], page)
-        return segments
-
 
 def _released(transfer: Transfer) -> Steps:
     """Wait, in flight, as long as somebody holds the transfer."""
@@ -153,13 +121,7 @@ def _released(transfer: Transfer) -> Steps:
         yield transfer
 
 
-def _aligned(address: int, unit: int) -> int:
-    if address % unit:
-        raise CommandFailed(Status.PRP_OFFSET_INVALID)
-    return address
-
-
-def _append(segments: list[Segment], iova: int, size: int) -> int:
+def append(segments: list[Segment], iova: int, size: int) -> int:
     """Add a segment, to the last if it follows on it; returns its size."""
     if segments and sum(segments[-1]) == iova:
         segments[-1] = Segment(segments[-1].iova, segments[-1].size + size)
