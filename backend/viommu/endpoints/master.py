@@ -4,9 +4,9 @@ from collections.abc import Generator
 from typing import Any, ClassVar
 
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
-from viommu.endpoints.nvme.tasks import Tasks
-from viommu.endpoints.nvme.transfers import Steps, Transfers
 from viommu.endpoints.port import UNPRIVILEGED_DATA, DmaAttributes, DmaFault, DmaPort
+from viommu.endpoints.tasks import Tasks
+from viommu.endpoints.transfers import Steps, Transfers
 from viommu.trace import Tracer
 
 __all__ = ["Bar", "DmaAttributes", "DmaFault", "DmaMaster", "Identity", "Steps"]

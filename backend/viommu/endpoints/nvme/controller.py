@@ -34,8 +34,8 @@ from viommu.endpoints.nvme.queues import (
     SubmissionQueue,
 )
 from viommu.endpoints.nvme.store import BlockStore
-from viommu.endpoints.nvme.transfers import Steps, Transfers
 from viommu.endpoints.port import DmaPort
+from viommu.endpoints.transfers import Steps, Transfers
 from viommu.layouts.nvme import (
     DOORBELLS,
     AdminQueueAttributes,

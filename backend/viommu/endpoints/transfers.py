@@ -1,4 +1,4 @@
-"""DMA of the controller, in steps: its generators yield what they wait for, or None when they can go on at once."""
+"""DMA in steps: its generators yield what they wait for, or None when they can go on at once."""
 
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -14,7 +14,7 @@ from viommu.endpoints.port import (
 )
 
 WINDOW = 16
-"""Transactions that one command has in flight at most."""
+"""Transactions that one generator has in flight at most."""
 TRIES = 1000
 """How often a transaction is begun again because software said that it may."""
 
