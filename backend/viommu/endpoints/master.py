@@ -37,6 +37,8 @@ class DmaMaster(Endpoint):
 
     def start(self, work: Generator[Any, None, None]) -> None:
         """Begin `work`. What was begun before goes on: they take turns."""
+        if not isinstance(work, Generator):
+            raise TypeError("start takes a generator: start(self.work()), where work has a yield")
         self._tasks.spawn(work)
 
     @property

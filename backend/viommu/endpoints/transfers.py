@@ -12,6 +12,7 @@ from viommu.endpoints.port import (
     DmaStalled,
     Transfer,
 )
+from viommu.memory import Buffer
 
 WINDOW = 16
 """Transactions that one generator has in flight at most."""
@@ -57,12 +58,14 @@ class Transfers:
     def read(self, iova: int, size: int) -> Generator[Waiting | None, None, memoryview]:
         """`size` bytes from guest RAM. Raises `DmaFault`."""
         buffer = memoryview(bytearray(size))
-        yield from self.move([Segment(iova, size)], buffer, write=False)
+        if size:
+            yield from self.move([Segment(iova, size)], buffer, write=False)
         return buffer
 
-    def write(self, iova: int, data: bytes) -> Steps:
+    def write(self, iova: int, data: Buffer) -> Steps:
         """Write `data` to guest RAM. Raises `DmaFault`."""
-        return self.move([Segment(iova, len(data))], memoryview(data), write=True)
+        segments = [Segment(iova, len(data))] if data else []
+        return self.move(segments, memoryview(data), write=True)
 
     def move(self, segments: Iterable[Segment], buffer: memoryview, *, write: bool) -> Steps:
         """Move `buffer` to the segments, or what they hold into it. Raises `DmaFault`; what was before it has moved."""

@@ -197,10 +197,11 @@ def scripts_directory() -> Path:
     return Path(__file__).with_name("inside")
 
 
-def load_machine(machine: str | Path) -> Machine:
+def load_machine(machine: str | Path, smmu: str = "") -> Machine:
     """Read a machine: the name of one that comes with the project, or a TOML file's path.
 
-    Raises `ConfigError` with one sentence that says the file, the key and what is allowed.
+    `smmu` are lines for its `[smmu]` table. Raises `ConfigError` with one sentence that says the file, the key and what
+    is allowed.
     """
     path = Path(machine)
     if path.suffix != ".toml":
@@ -210,6 +211,8 @@ def load_machine(machine: str | Path) -> Machine:
             raise ConfigError(f"no machine {str(machine)!r}; known: {known}, or a .toml file")
     try:
         text = path.read_text(encoding="utf-8")
+        if smmu:
+            text += f"\n[smmu]\n{smmu}\n"
         return Machine.model_validate(tomllib.loads(text), context={"home": path.parent})
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
