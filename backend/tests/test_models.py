@@ -1,5 +1,6 @@
 """A class of the user's own as the model of a function: how it is found, and the one sentence that refuses it."""
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -186,3 +187,11 @@ def test_a_socket_that_cannot_be_is_not_the_models_fault(
 ) -> None:
     with pytest.raises(SocketError):
         Machine(tmp_path / "none", functions=[spec(f"{write(GOOD)}:Mine")])
+
+
+def test_the_device_of_the_documentation(write: Callable[..., str]) -> None:
+    text = (Path(__file__).parents[2] / "docs/devices.md").read_text("utf-8")
+    device, drive = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    path = write(device, "fill.py")
+    assert make(f"{path}:Fill", byte=3).page == b"\3" * 4096
+    exec(f"{device}\n{drive}", {"__name__": "fill"})
