@@ -214,14 +214,15 @@ class Function:
                     self._failed(error)
 
     def _read(self, bar: int, offset: int, size: int) -> int:
-        ones = (1 << 8 * size) - 1
         if self._dead:
-            return ones
+            return (1 << 8 * size) - 1
         try:
-            value = self._model.read(bar, offset, size) & ones
+            value = self._model.read(bar, offset, size)
+            if value >> 8 * size:
+                value &= (1 << 8 * size) - 1
         except Exception as error:
             self._failed(error)
-            return ones
+            return (1 << 8 * size) - 1
         if self._tracer.meddler is None:
             return value
         return meddle.read(self._tracer.meddler, self._accessed(offset, False, size, value))
