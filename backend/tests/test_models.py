@@ -122,6 +122,7 @@ def test_a_file_imports_what_lies_beside_it(write: Callable[..., str]) -> None:
         ("Mine", "class Mine", "1 / 0\nclass Mine", "ZeroDivisionError: division by zero (mine.py, l"),
         ("Mine", "class Mine", "raise SystemExit(3)\nclass Mine", "SystemExit: 3 (mine.py, line 4)"),
         ("Mine", "super()", "1 / 0; super()", "ZeroDivisionError: division by zero (mine.py, line 9)"),
+        ("Mine", "super()", "raise ValueError('two\\n lines'); super()", "ValueError: two lines (mine"),
         ("Mine", "= self.depth", "= self.deep", "AttributeError: 'Mine' object has no attribute 'deep'"),
     ],
 )  # fmt: skip

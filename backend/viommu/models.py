@@ -94,7 +94,7 @@ def blamed(spec: FunctionSpec) -> Iterator[None]:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, _Mistake | DeviceError):
         return str(error)
-    text = f"{type(error).__name__}: {error}"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     ours = str(Path(__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [each for each in frames if not each.filename.startswith((ours, "<"))]
