@@ -7,7 +7,7 @@ SGL may be longer than the data. Nor is it an error when no further segment foll
 from collections.abc import Generator
 
 from viommu.endpoints.nvme.errors import CommandFailed
-from viommu.endpoints.nvme.transfers import Segment, Transfers, Waiting, append
+from viommu.endpoints.transfers import Segment, Transfers, Waiting, append
 from viommu.layouts.nvme_commands import (
     CONTROLLER_TO_HOST,
     SglCommand,
