@@ -25,6 +25,7 @@ from viommu.trace_file import TraceReader
 MIB, PAGE = 1 << 20, 4096
 SIZE_MIB = 256
 DISK = "/dev/nvme0n1"
+SGL_THRESHOLD = "/sys/module/nvme/parameters/sgl_threshold"
 FUNCTION = "/sys/bus/pci/devices/0000:01:00.0"
 # The driver gives up a command after 30 s else, and what it asks the controller itself after 60 s.
 IO_PATIENCE, ADMIN_PATIENCE = 3, 10
@@ -123,13 +124,13 @@ class NvmeRig:
     def meet(self, transfer: str, patience: int) -> tuple[Result, str]:
         """What `inside/disk.py` says of a transfer that something happens to, and what the kernel says.
 
-        `patience` is how long the driver waits, in seconds; for a command of its own a little longer.
+        `patience` is how long the driver waits, in seconds; for a command of its own a little longer. It uses no SGL.
         """
         mark = self.mark()
         output = self.run(
-            f"{_patience(patience, patience + 1)}; "
+            f"{_patience(patience, patience + 1)}; echo 0 > {SGL_THRESHOLD}; "
             f"PYTHONPATH=/viommu python3 /viommu/inside/disk.py meet {DISK} {transfer}; "
-            f"{_patience(IO_PATIENCE, ADMIN_PATIENCE)}; dmesg | sed '1,/{mark}/d'"
+            f"{_patience(IO_PATIENCE, ADMIN_PATIENCE)}; echo {32 << 10} > {SGL_THRESHOLD}; dmesg | sed '1,/{mark}/d'"
         )
         # When nobody cares for the pin, the kernel tells the console so.
         before, met, said = re.split(r"^(\{.*\})$", output, maxsplit=1, flags=re.MULTILINE)

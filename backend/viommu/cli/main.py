@@ -28,6 +28,7 @@ from viommu.cli.options import (
     ModulesOption,
     RawOption,
     SeedOption,
+    SmmuOption,
 )
 from viommu.cli.run import report, run
 from viommu.cli.scenario import scenarios
@@ -83,6 +84,7 @@ def serve(
     control: Annotated[
         Path | None, typer.Option(help="The control socket; else control.sock beside the others.")
     ] = None,
+    smmu: SmmuOption = "",
     faults: FaultsOption = None,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
@@ -96,7 +98,7 @@ def serve(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
     )
     with explained(_err), ExitStack() as stack:
-        config = load_machine(machine)
+        config = load_machine(machine, smmu)
         home = directory or stack.enter_context(RunDirectory()).path
         if not home.is_dir():
             raise LabError(f"there is no directory {home}: make it, or choose another --directory")

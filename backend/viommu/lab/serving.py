@@ -31,7 +31,8 @@ class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
     `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens; with `ledger`
-    the trace has what `viommu.ledger.Ledger` needs. `faults` is the path of a plan.
+    the trace has what `viommu.ledger.Ledger` needs. `smmu` are lines for the machine's `[smmu]` table, `faults` is the
+    path of a plan.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Serving:
         *,
         trace: bool = False,
         ledger: bool = False,
+        smmu: str = "",
         seed: int = 0,
         faults: Path | None = None,
     ) -> None:
@@ -50,6 +52,8 @@ class Serving:
         argv = [sys.executable, "-P", "-m", "viommu.cli", "serve", str(machine)]
         argv += ["--directory", str(self._directory.path), "--seed", str(seed)]
         argv += ["--ready-fd", str(writer)]
+        if smmu:
+            argv += ["--smmu", smmu]
         if self._trace is not None:
             argv += ["--trace", str(self._trace)]
         if ledger:

@@ -3,12 +3,13 @@
 from collections.abc import Generator
 from typing import Protocol
 
+from viommu.endpoints.nvme import prps
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import Identification
 from viommu.endpoints.nvme.logs import AsyncEvents, Logs
 from viommu.endpoints.nvme.queues import CompletionQueue, Drained, Queues, SubmissionQueue
-from viommu.endpoints.nvme.transfers import Steps, Transfers, Waiting
+from viommu.endpoints.transfers import Steps, Transfers, Waiting
 from viommu.layouts.nvme_commands import (
     AbortCommand,
     AdminOpcode,
@@ -103,7 +104,7 @@ class AdminCommands:
         return 0
 
     def _give(self, entry: SubmissionEntry, data: bytes) -> Steps:
-        segments = yield from self._transfers.locate(entry, len(data), self._page)
+        segments = yield from prps.locate(self._transfers, entry, len(data), self._page)
         yield from self._transfers.move(segments, memoryview(data), write=True)
 
     def _log(self, command: GetLogPageCommand, events: AsyncEvents) -> Steps:

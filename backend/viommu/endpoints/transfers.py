@@ -1,16 +1,21 @@
-"""DMA of the controller, in steps: its generators yield what they wait for, or None when they can go on at once."""
+"""DMA in steps: its generators yield what they wait for, or None when they can go on at once."""
 
 from collections import deque
 from collections.abc import Generator, Iterable
-from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from viommu.endpoints.nvme.errors import CommandFailed
-from viommu.endpoints.port import DmaFault, DmaPort, DmaStalled, Transfer
-from viommu.layouts.nvme_commands import Status, SubmissionEntry
+from viommu.endpoints.port import (
+    UNPRIVILEGED_DATA,
+    DmaAttributes,
+    DmaFault,
+    DmaPort,
+    DmaStalled,
+    Transfer,
+)
+from viommu.memory import Buffer
 
 WINDOW = 16
-"""Transactions that one command has in flight at most."""
+"""Transactions that one generator has in flight at most."""
 TRIES = 1000
 """How often a transaction is begun again because software said that it may."""
 
@@ -37,18 +42,30 @@ class Segment(NamedTuple):
 class Transfers:
     """Moves bytes by `port`. What is adjacent moves at once."""
 
-    def __init__(self, port: DmaPort) -> None:
+    def __init__(
+        self,
+        port: DmaPort,
+        *,
+        substream_id: int | None = None,
+        attributes: DmaAttributes = UNPRIVILEGED_DATA,
+    ) -> None:
+        """`substream_id` and `attributes` are those of all its transactions."""
         self._port = port
+        self._say: dict[str, Any] = {}
+        if substream_id is not None or attributes != UNPRIVILEGED_DATA:
+            self._say = {"substream_id": substream_id, "attributes": attributes}
 
     def read(self, iova: int, size: int) -> Generator[Waiting | None, None, memoryview]:
         """`size` bytes from guest RAM. Raises `DmaFault`."""
         buffer = memoryview(bytearray(size))
-        yield from self.move([Segment(iova, size)], buffer, write=False)
+        if size:
+            yield from self.move([Segment(iova, size)], buffer, write=False)
         return buffer
 
-    def write(self, iova: int, data: bytes) -> Steps:
+    def write(self, iova: int, data: Buffer) -> Steps:
         """Write `data` to guest RAM. Raises `DmaFault`."""
-        return self.move([Segment(iova, len(data))], memoryview(data), write=True)
+        segments = [Segment(iova, len(data))] if data else []
+        return self.move(segments, memoryview(data), write=True)
 
     def move(self, segments: Iterable[Segment], buffer: memoryview, *, write: bool) -> Steps:
         """Move `buffer` to the segments, or what they hold into it. Raises `DmaFault`; what was before it has moved."""
@@ -61,14 +78,12 @@ class Transfers:
                 yield None
                 for transfer in flight:
                     end = done + transfer.size
-                    while transfer.waiting:
-                        yield transfer
+                    yield from _released(transfer)
                     if write:
                         transfer.write_from(buffer[done:end])
                     else:
                         transfer.read_into(buffer[done:end])
-                    while transfer.waiting:
-                        yield transfer
+                    yield from _released(transfer)
                     transfer.done()
                     done = end
             finally:
@@ -90,7 +105,7 @@ class Transfers:
         while left and len(flight) < WINDOW:
             iova, size = left[0]
             try:
-                transfer = self._port.begin(iova, size, write=write)
+                transfer = self._port.begin(iova, size, write=write, **self._say)
             except DmaStalled as held:
                 return held, None
             except DmaFault as fault:
@@ -102,43 +117,14 @@ class Transfers:
                 left.popleft()
         return None, None
 
-    def locate(
-        self, entry: SubmissionEntry, size: int, page: int
-    ) -> Generator[Waiting | None, None, list[Segment]]:
-        """Where the `size` bytes of a command's data are: its PRP entries, and the lists that they point to (4.3).
 
-        Raises `CommandFailed` for an offset that may not be, `DmaFault` when a list cannot be read.
-        """
-        segments: list[Segment] = []
-        first = entry.prp1
-        if first & 3:
-            raise CommandFailed(Status.PRP_OFFSET_INVALID)
-        left = size - _append(segments, first, min(size, page - first % page))
-        if not left:
-            return segments
-        if left <= page:
-            _append(segments, _aligned(entry.prp2, page), left)
-            return segments
-        place = _aligned(entry.prp2, 8)
-        while left:
-            needed, room = -(-left // page), (page - place % page) // 8
-            entries = (yield from self.read(place, 8 * min(needed, room))).cast("Q")
-            # The last entry of a list that is too short points to the next one.
-            more = needed > room
-            for address in islice(entries, len(entries) - more):
-                left -= _append(segments, _aligned(address, page), min(left, page))
-            if more:
-                place = _aligned(entries[-1], page)
-        return segments
+def _released(transfer: Transfer) -> Steps:
+    """Wait, in flight, as long as somebody holds the transfer."""
+    while transfer.waiting:
+        yield transfer
 
 
-def _aligned(address: int, unit: int) -> int:
-    if address % unit:
-        raise CommandFailed(Status.PRP_OFFSET_INVALID)
-    return address
-
-
-def _append(segments: list[Segment], iova: int, size: int) -> int:
+def append(segments: list[Segment], iova: int, size: int) -> int:
     """Add a segment, to the last if it follows on it; returns its size."""
     if segments and sum(segments[-1]) == iova:
         segments[-1] = Segment(segments[-1].iova, segments[-1].size + size)
