@@ -94,14 +94,11 @@ def _toggle(*bits: int) -> str:
 
 
 FAULTS = (
-    *(Fault(place, "dma-requested", '"abort"', _ABORTS[place]) for place in PLACES),
-    *(Fault(place, "dma-translated", '"abort"', _ABORTS[place]) for place in PLACES),
+    # To the driver it is the same whether a DMA aborts, or waits, before its translation or after it.
     *(Fault(place, "dma-requested", _NOWHERE, _ABORTS[place]) for place in PLACES),
-    *(Fault(place, "dma-translated", _NOWHERE, _ABORTS[place]) for place in PLACES),
-    *(Fault(place, "dma-requested", _LATE, UNNOTICED) for place in PLACES),
-    *(Fault(place, "dma-translated", _LATE, UNNOTICED) for place in PLACES),
-    *(Fault(place, "dma-completing", _LATE, UNNOTICED) for place in PLACES),
+    *(Fault(place, "dma-translated", '"abort"', _ABORTS[place]) for place in PLACES),
     *(Fault(place, "dma-translated", '"hold"', _HOLDS[place]) for place in PLACES),
+    *(Fault(place, "dma-completing", _LATE, UNNOTICED) for place in PLACES),
     # A command of zeros is a Flush of no namespace, with the identifier of another command.
     Fault(COMMAND, "dma-read", '"skip"', replace(RESET, status="INVALID_NAMESPACE_OR_FORMAT")),
     # It reads one block, to address 0.
