@@ -1,5 +1,6 @@
 """A machine with an NVMe disk in a file, behind a root port, whose stock driver is at work."""
 
+import hashlib
 import json
 import os
 import re
@@ -110,6 +111,11 @@ class NvmeRig:
         output = self.guest.python(f"/viommu/inside/disk.py {arguments}", timeout=240)
         found: Result = json.loads(output.splitlines()[-1])
         return found
+
+    def digest(self) -> bytes:
+        """Of what would be left if the power were cut now."""
+        with self.image.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
 
     def kernel_log(self, since: str) -> str:
         """What the kernel says after a `mark`."""

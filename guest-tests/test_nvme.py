@@ -174,6 +174,20 @@ def test_what_was_not_flushed(nvme: NvmeRig) -> None:
         assert file.read(4 * MIB) == b"".join(pattern(number, MIB) for number in range(4))
 
 
+@pytest.mark.parametrize("barrier", [0, 1])
+def test_a_file_system_that_does_not_flush(nvme: NvmeRig, barrier: int) -> None:
+    """Then fsync is a promise that a cut would break: the file is as it was before all of it."""
+    nvme.make_file_system()
+    nvme.run("umount /mnt")
+    before = nvme.digest()
+    nvme.run(
+        f"mount -t ext4 -o barrier={barrier} {DISK} /mnt && cd /mnt && "
+        "python3 /viommu/inside/records.py write . 2>/dev/null | head -n 5"
+    )
+    assert (nvme.digest() == before) == (not barrier)
+    nvme.run("umount /mnt")
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_power_is_cut_under_load(
     machine: str, assets: Assets, tmp_path: Path, viommu_lab: Lab
