@@ -22,7 +22,7 @@ from tests.nvme_rig import (
     WRITE_ZEROES,
     NvmeRig,
 )
-from viommu.disks import RawFile
+from viommu.disks.raw_file import RawFile
 from viommu.endpoints.nvme.store import RamDisk
 
 SIZE = 1 << 20

@@ -18,7 +18,15 @@ DATA = BASE + 0x8000
 
 
 def functions(disk: Path | None, size: int | None) -> list[SimpleNamespace]:
-    nvme = SimpleNamespace(name="nvme0", model="nvme", stream_id=0x10, disk=disk, size=size)
+    nvme = SimpleNamespace(
+        name="nvme0",
+        model="nvme",
+        stream_id=0x10,
+        disk=disk,
+        disk_format=None,
+        snapshot=False,
+        size=size,
+    )
     return [FUNCTIONS[0], nvme]
 
 

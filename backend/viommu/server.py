@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from viommu.control import ControlSocket, Methods
-from viommu.disks import open_disk
+from viommu.disks import ImageFormat, open_disk
 from viommu.endpoints.base import Endpoint
 from viommu.endpoints.nvme.controller import NvmeController
 from viommu.endpoints.pasid import PasidService
@@ -61,6 +61,10 @@ class FunctionSpec(Protocol):
     def stream_id(self) -> int: ...
     @property
     def disk(self) -> Path | None: ...
+    @property
+    def disk_format(self) -> ImageFormat | None: ...
+    @property
+    def snapshot(self) -> bool: ...
     @property
     def size(self) -> int | None: ...
 
@@ -169,7 +173,9 @@ class Server:
 
     def _endpoint(self, spec: FunctionSpec, port: DmaPort) -> Endpoint:
         if spec.model == "nvme":
-            store = self._open.enter_context(open_disk(spec.disk, spec.size))
+            store = self._open.enter_context(
+                open_disk(spec.disk, spec.size, spec.disk_format, snapshot=spec.snapshot)
+            )
             return NvmeController(port, store, name=spec.name, tracer=self.tracer)
         return SmmuTestEngine(port, name=spec.name, order=self.scheduler.order, tracer=self.tracer)
 

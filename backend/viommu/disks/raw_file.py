@@ -1,12 +1,8 @@
-"""Block stores in files: what a served NVMe controller keeps beyond the server's life."""
+"""A raw image, or a block device, as a block store."""
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-
-from viommu.endpoints.nvme.store import BlockStore, RamDisk
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
@@ -57,16 +53,3 @@ class RawFile:
     def close(self) -> None:
         """Close the file, once."""
         os.close(self._descriptor)
-
-
-@contextmanager
-def open_disk(path: Path | None, size: int | None) -> Iterator[BlockStore]:
-    """The store of a machine's disk: the file at `path`, which is made when `size` says how large, or else RAM.
-
-    Raises `OSError` when the file cannot be opened.
-    """
-    if path is None:
-        yield RamDisk(size or 0)
-        return
-    with closing(RawFile(path, size)) as store:
-        yield store

@@ -16,6 +16,7 @@ from viommu.control import ControlClient
 from viommu.lab.errors import LabError
 from viommu.lab.process import BoundProcess
 from viommu.lab.rundir import RunDirectory
+from viommu.lab.user_disk import UserDisk
 from viommu.trace_file import TraceReader
 
 CONTROL_NAME = "control.sock"
@@ -31,7 +32,8 @@ class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
     `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens; with `ledger`
-    the trace has what `viommu.ledger.Ledger` needs. `faults` is the path of a plan.
+    the trace has what `viommu.ledger.Ledger` needs. `faults` is the path of a plan, `disk` takes the
+    place of the machine's own.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Serving:
         ledger: bool = False,
         seed: int = 0,
         faults: Path | None = None,
+        disk: UserDisk | None = None,
     ) -> None:
         self._directory = RunDirectory()
         self._open = ExitStack()
@@ -50,6 +53,8 @@ class Serving:
         argv = [sys.executable, "-P", "-m", "viommu.cli", "serve", str(machine)]
         argv += ["--directory", str(self._directory.path), "--seed", str(seed)]
         argv += ["--ready-fd", str(writer)]
+        if disk is not None:
+            argv += disk.options()
         if self._trace is not None:
             argv += ["--trace", str(self._trace)]
         if ledger:
