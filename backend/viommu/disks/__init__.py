@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 
-from viommu.disks.qemu_nbd import QemuNbd
+from viommu.disks.qemu_nbd import served
 from viommu.disks.raw_file import RawFile
 from viommu.endpoints.nvme.store import BlockStore, RamDisk
 from viommu.lab.errors import DiskError
@@ -56,10 +56,9 @@ def open_disk(
         yield RamDisk(size or 0)
         return
     kind = kind or image_format(path)
-    store = (
-        RawFile(path, size)
-        if kind == ImageFormat.RAW and not snapshot
-        else QemuNbd(path, kind, snapshot=snapshot)
-    )
-    with closing(store):
-        yield store
+    if kind == ImageFormat.RAW and not snapshot:
+        with closing(RawFile(path, size)) as file:
+            yield file
+    else:
+        with served(path, kind, snapshot=snapshot) as image:
+            yield image

@@ -48,7 +48,11 @@ class NbdDisk:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._cookie = 0
-        self.size = self._negotiate()
+        try:
+            self.size = self._negotiate()
+        except BaseException:
+            connection.close()
+            raise
 
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with what is at `offset`."""

@@ -1,10 +1,11 @@
-"""An image of any format that QEMU knows: its `qemu-nbd` reads and writes it, and lives as long as the store."""
+"""An image of any format that QEMU knows: its `qemu-nbd` reads and writes it for us, and ends when we do."""
 
 import shutil
 import signal
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from viommu.disks.nbd import NbdDisk
@@ -13,57 +14,51 @@ from viommu.lab.errors import DiskError
 from viommu.lab.process import BoundProcess
 from viommu.lab.rundir import RunDirectory
 
-_START_LIMIT = 30.0  # seconds: a damaged image may be repaired before
+_START_LIMIT = 30.0  # seconds: a damaged image may be repaired first
 _END_LIMIT = 10.0
 _LOCKED = "is another process using the image"
 
 
-class QemuNbd(NbdDisk):
+@contextmanager
+def served(path: Path, kind: str, *, snapshot: bool = False) -> Iterator[NbdDisk]:
     """The image at `path`, which is of the format `kind`, as `qemu-img` names it.
 
-    With `snapshot` the image stays as it is, and what is written goes to a temporary file that ends with the store.
+    With `snapshot` the image stays as it is, and what is written goes to a temporary file that ends with the block.
     When this process dies, `qemu-nbd` still puts the image in order. Raises `DiskError`, and `OSError` for an image
     that is not there.
     """
-
-    def __init__(self, path: Path, kind: str, *, snapshot: bool = False) -> None:
-        path.stat()
-        program = _program()
-        if program is None:
-            raise DiskError(
-                f"{path} needs qemu-nbd: install qemu-utils, or run viommu setup --disks"
-            )
+    path.stat()
+    program = _program()
+    if program is None:
+        raise DiskError(f"{path} needs qemu-nbd: install qemu-utils, or run viommu setup --disks")
+    with ExitStack() as stack:
         with RunDirectory() as run:
             place = run.socket("nbd")
             options = [f"--socket={place}", f"--format={kind}", "--discard=unmap"]
             options += ["--snapshot"] if snapshot else []
-            # It ends when its only client leaves.
-            self._process = BoundProcess(
-                [*program, *options, str(path.absolute())], death_signal=signal.SIGTERM
-            )
+            command = [*program, *options, str(path.absolute())]
+            process = BoundProcess(command, death_signal=signal.SIGTERM)
+            stack.callback(process.close)
+            stack.callback(process.wait, _END_LIMIT)  # it ends when its only client leaves
             try:
-                super().__init__(self._connect(place, path))
-            except BaseException:
-                self._process.close()
-                raise
+                disk = NbdDisk(_connect(place, process))
+            except ConnectionError:  # it listens before it opens the image
+                process.wait(_END_LIMIT)
+                raise DiskError(_explain(path, process.output())) from None
+        yield stack.enter_context(closing(disk))
 
-    def close(self) -> None:
-        """Let it put the image in order and end."""
-        super().close()
-        self._process.wait(_END_LIMIT)
-        self._process.close()
 
-    def _connect(self, place: Path, path: Path) -> socket.socket:
-        deadline = time.monotonic() + _START_LIMIT
-        connection = socket.socket(socket.AF_UNIX)
-        while time.monotonic() < deadline:
-            with suppress(FileNotFoundError, ConnectionRefusedError):
-                connection.connect(str(place))
-                return connection
-            if self._process.wait(0.01) is not None:
-                break
-        connection.close()
-        raise DiskError(_explain(path, self._process.output()))
+def _connect(place: Path, process: BoundProcess) -> socket.socket:
+    deadline = time.monotonic() + _START_LIMIT
+    connection = socket.socket(socket.AF_UNIX)
+    while True:
+        try:
+            connection.connect(str(place))
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            if process.wait(0.01) is not None or time.monotonic() > deadline:
+                connection.close()
+                raise ConnectionRefusedError from None
 
 
 def _program() -> tuple[str, ...] | None:
@@ -79,4 +74,5 @@ def _explain(path: Path, output: str) -> str:
     if _LOCKED in output.lower():
         return f"{path} is in use by another program: end that first"
     lines = output.splitlines() or ["it said nothing"]
-    return f"{path} cannot be opened by qemu-nbd: {lines[-1].removeprefix('qemu-nbd: ')}"
+    reason = lines[-1].removeprefix(f"qemu-nbd: Failed to blk_new_open '{path.absolute()}': ")
+    return f"{path} cannot be opened by qemu-nbd: {reason}"

@@ -1,22 +1,30 @@
 """A raw image, or a block device, as a block store."""
 
 import ctypes
+import errno
+import fcntl
 import os
+import struct
 from pathlib import Path
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+# The bytes of an image that QEMU locks to say that it writes, and that no other may (block/file-posix.c there).
+_WRITES, _ALONE = 101, 201
+_FLOCK = struct.Struct("@hhqqi")  # type, whence, start, length, process
 
 
 class RawFile:
     """A raw image or a block device. Raises `OSError` when it cannot be opened.
 
-    With `size` it is made, sparse, when it is not there yet. What is written is the kernel's until `flush`.
+    With `size` it is made, sparse, when it is not there yet. What is written is the kernel's until `flush`. Nobody else
+    who locks images as QEMU does, another server included, can write to it meanwhile.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:
         flags = os.O_RDWR | (0 if size is None else os.O_CREAT)
         self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
         try:
+            self._lock(path)
             self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
             if self.size == 0 and size is not None:
                 os.truncate(self._descriptor, size)
@@ -26,6 +34,26 @@ class RawFile:
             raise
         self._fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+    def _lock(self, path: Path) -> None:
+        """Lock what a QEMU that wrote would lock, then see whether somebody else has locked it."""
+        try:
+            for byte in (_WRITES, _ALONE):
+                self._byte_lock(fcntl.F_OFD_SETLK, fcntl.F_RDLCK, byte)
+            found = [
+                self._byte_lock(fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte)
+                for byte in (_WRITES, _ALONE)
+            ]
+        except OSError:
+            return  # not every file system has locks
+        if found != [fcntl.F_UNLCK, fcntl.F_UNLCK]:
+            raise OSError(errno.EBUSY, "in use by another program: end that first", os.fspath(path))
+
+    def _byte_lock(self, command: int, kind: int, byte: int) -> int:
+        """Returns what kind of lock is in the way, or was set."""
+        wanted = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+        answer = fcntl.fcntl(self._descriptor, command, wanted)
+        return int(_FLOCK.unpack(answer)[0])
 
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`; what lies beyond a file that has shrunk is an `OSError`."""
