@@ -74,5 +74,6 @@ def _explain(path: Path, output: str) -> str:
     if _LOCKED in output.lower():
         return f"{path} is in use by another program: end that first"
     lines = output.splitlines() or ["it said nothing"]
-    reason = lines[-1].removeprefix(f"qemu-nbd: Failed to blk_new_open '{path.absolute()}': ")
+    reason = lines[-1].removeprefix("qemu-nbd: ")
+    reason = reason.removeprefix(f"Failed to blk_new_open '{path.absolute()}': ")
     return f"{path} cannot be opened by qemu-nbd: {reason}"
