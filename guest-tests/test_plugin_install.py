@@ -36,14 +36,27 @@ def run(place: Path, program: Path, *arguments: str) -> subprocess.CompletedProc
     )
 
 
-def test_the_example_runs_with_pytest_alone(
-    environment: Path, tmp_path: Path, assets: Assets
+@pytest.mark.parametrize(
+    ("name", "count", "files", "lines"),
+    [
+        ("vfio-pci", 3, ["test_vfio_pci.py"], 30),
+        ("custom-device", 5, ["copy_engine.py", "machine.toml", "test_copy_engine.py"], 110),
+    ],
+)
+def test_an_example_runs_with_pytest_alone(
+    environment: Path,
+    tmp_path: Path,
+    assets: Assets,
+    name: str,
+    count: int,
+    files: list[str],
+    lines: int,
 ) -> None:
-    suite = shutil.copytree(ROOT / "examples/vfio-pci", tmp_path / "suite")
+    suite = shutil.copytree(ROOT / "examples" / name, tmp_path / "suite")
     done = run(suite, environment / "pytest")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
-    assert len((suite / "test_vfio_pci.py").read_text("utf-8").splitlines()) < 30
+    assert f"{count} passed" in done.stdout
+    assert sum(len((suite / each).read_text("utf-8").splitlines()) for each in files) < lines
 
 
 def test_nothing_is_taken_from_the_checkout(environment: Path, tmp_path: Path) -> None:

@@ -102,6 +102,25 @@ def test_a_machine_that_is_wrong(
     mistake(viommu(command, file), sentence)
 
 
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (None, r"mine\.py:Mine: there is no such file; its path begins at the folder of the TOML"),
+        ("1 / 0", r"mine\.py:Mine: ZeroDivisionError: division by zero \(mine\.py, line 1\)"),
+        ("", r"mine\.py:Mine: there is no 'Mine', but no endpoint at all"),
+    ],
+)
+def test_a_model_of_ones_own_that_is_wrong(
+    viommu: Run, home: Path, tmp_path: Path, source: str | None, sentence: str
+) -> None:
+    file = tmp_path / "one.toml"
+    file.write_text(GOOD.replace('"test-engine"', '"mine.py:Mine"'))
+    if source is not None:
+        (tmp_path / "mine.py").write_text(source)
+    mistake(viommu("serve", file), f"device 'engine0': {tmp_path}/{sentence}")
+    assert left(home) == []
+
+
 def test_a_directory_that_is_not_there(viommu: Run, home: Path) -> None:
     mistake(
         viommu("serve", "--directory", home / "none"),

@@ -30,7 +30,8 @@ RULES: dict[str, tuple[Path, set[str]]] = {
     ),
     "viommu.endpoints.nvme": (
         BACKEND / "viommu/endpoints/nvme",
-        {"viommu.layouts", "viommu.trace", "viommu.endpoints.base", "viommu.endpoints.port"},
+        {"viommu.layouts", "viommu.trace"}
+        | {f"viommu.endpoints.{each}" for each in ("base", "port", "tasks", "transfers")},
     ),
     "viommu.driver": (BACKEND / "viommu/driver", {"viommu.layouts"}),
     "vfio_user": (BINDINGS / "vfio_user", set()),

@@ -30,6 +30,9 @@ slot = 2
 """
 
 
+FOLDER = "<folder>"
+
+
 def write(folder: Path, text: str) -> Path:
     path = folder / "one.toml"
     path.write_text(text)
@@ -82,12 +85,14 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         (
             "slot = 2",
             "slot = 2\ncolour = 1",
-            "devices[1].colour: unknown key, allowed: bus, disk, model, name, size_mib, slot",
+            "devices[1].colour: unknown key, allowed: bus, disk, model, name, options, "
+            "size_mib, slot",
         ),
         (
             '"smmuv3"',
             '"smmuv2"',
-            "devices[0].model: 'smmuv2' is wrong, it should be 'smmuv3', 'test-engine' or 'nvme'",
+            "devices[0].model: 'smmuv2' is wrong, it should be 'smmuv3', 'test-engine', 'nvme' or a "
+            "class of yours: 'file.py:Class'",
         ),
         (
             '"aarch64"',
@@ -138,6 +143,21 @@ def test_values_and_defaults(tmp_path: Path) -> None:
             "slot = 2\nsize_mib = 1",
             "devices[1]: a device of model 'test-engine' has neither disk nor size_mib",
         ),
+        (
+            "slot = 2",
+            "slot = 2\noptions = { depth = 1 }",
+            "devices[1]: a device of model 'test-engine' has no options",
+        ),
+        (
+            '"test-engine"',
+            '"mine.py:"',
+            "devices[1].model: 'mine.py:' is wrong, it should be 'smmu",
+        ),
+        (
+            '"test-engine"',
+            '"mine.py:Mine"\nsize_mib = 1',
+            f"devices[1]: a device of model '{FOLDER}/mine.py:Mine' has neither disk nor size_mib",
+        ),
         ("slot = 2", "slot = 2\nsize_mib = 0", "devices[1].size_mib: 0 is wrong, it should be"),
         ("memory_mib = 512", "memory_mib = ", "not TOML: Invalid value (at line 5, column 14)"),
     ],
@@ -147,7 +167,7 @@ def test_a_bad_toml_gives_one_sentence(tmp_path: Path, old: str, new: str, sente
     path = write(tmp_path, GOOD.replace(old, new))
     with pytest.raises(ConfigError) as raised:
         load_machine(path)
-    assert str(raised.value).startswith(f"{path}: {sentence}")
+    assert str(raised.value).startswith(f"{path}: {sentence}".replace(FOLDER, str(tmp_path)))
     assert "\n" not in str(raised.value)
 
 
@@ -179,6 +199,21 @@ def test_a_disk_is_beside_its_machine(tmp_path: Path) -> None:
     assert load_machine(write(tmp_path, text.format("a.raw"))).devices[1].disk == tmp_path / "a.raw"
     device = load_machine(write(tmp_path, text.format("/dev/vdb"))).devices[1]
     assert (device.disk, device.size) == (Path("/dev/vdb"), 3 << 20)
+
+
+def test_a_model_of_ones_own_is_beside_its_machine(tmp_path: Path) -> None:
+    text = GOOD.replace('"test-engine"', '"{}:Mine"\noptions = {{ depth = 3 }}')
+    device = load_machine(write(tmp_path, text.format("chips/mine.py"))).devices[1]
+    assert (device.model, device.options) == (f"{tmp_path}/chips/mine.py:Mine", {"depth": 3})
+    for model in ("/opt/mine.py", "acme.chips"):
+        assert load_machine(write(tmp_path, text.format(model))).devices[1].model == f"{model}:Mine"
+
+
+def test_lines_for_the_smmu(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    assert load_machine(path, "msi = false").smmu.msi is False
+    with pytest.raises(ConfigError, match=r"one\.toml: smmu\.mis: unknown key"):
+        load_machine(path, "mis = false")
 
 
 def test_slots_of_q35(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_message_interrupts_are_those_of_the_queue() -> None:
 
 def wired(rig: NvmeRig) -> Queue:
     queue = rig.io(3)
-    rig.nvme.use_pin(lambda: True)
+    rig.nvme.pin_enabled = lambda: True
     rig.interrupts.clear()
     queue.put(command(FLUSH, nsid=1))
     queue.ring()
@@ -209,7 +209,7 @@ def test_a_lost_interrupt_is_not_waited_for() -> None:
 
 def test_the_pin_can_be_masked() -> None:
     rig = NvmeRig()
-    rig.nvme.use_pin(lambda: True)
+    rig.nvme.pin_enabled = lambda: True
     rig.set(INTMS, 1)
     assert rig.get(INTMS) == rig.get(INTMC) == 1
     rig.admin.put(command(IDENTIFY, 1, prp1=DATA))

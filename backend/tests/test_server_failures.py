@@ -110,26 +110,30 @@ def test_memory_that_comes_later_is_used(
 # Models that fail
 
 
-def test_an_exception_in_mmio_reaches_log_and_client(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("access", ["read", "write"])
+def test_a_model_whose_mmio_fails_is_dead_until_it_is_reset(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    access: str,
 ) -> None:
     smmu, engine = machine.connect("smmu"), machine.connect("engine0")
 
     def broken(*_: object) -> int:
         raise ZeroDivisionError("in the model")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Smmu, "read", broken)
-        patch.setattr(Smmu, "write", broken)
-        with pytest.raises(OSError, match="Input/output error"):
-            smmu.get(hw.IDR0)
-        with pytest.raises(OSError, match="Input/output error"):
-            smmu.put(hw.CR0, 1)
-        assert engine.status() == HALTED
-    logged = [record for record in caplog.records if record.exc_info]
-    assert len(logged) == 2
-    assert all("in the model" in str(record.exc_info) for record in logged)
-    assert smmu.get(hw.IDR0) != 0
+    monkeypatch.setattr(Smmu, access, broken)
+    smmu.put(hw.CR1, 0x75)
+    assert smmu.get(hw.CR1) == 0xFFFF_FFFF
+    monkeypatch.undo()
+    assert smmu.get(hw.CR1, 8) == 2**64 - 1, "it is not asked any more"
+    (record,) = (record for record in caplog.records if record.exc_info)
+    assert record.getMessage() == "smmu: the model failed: it is dead until it is reset"
+    assert "in the model" in str(record.exc_info)
+    assert names(machine.events, "FunctionFailed") == ["smmu"]
+    assert engine.status() == HALTED
+    smmu.reset()
+    assert smmu.get(hw.CR1) == 0
 
 
 def test_a_model_whose_step_fails_is_dead_until_it_is_reset(

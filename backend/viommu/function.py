@@ -1,7 +1,7 @@
 """A model on its vfio-user socket: what the guest does reaches the model, and what it does the guest."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -73,28 +73,32 @@ class BusMasterChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class FunctionFailed(Event):
-    """A step of the function's model raised an exception: it is dead until it is reset."""
+    """The function's model raised an exception: it is dead until it is reset."""
 
     function: str
     error: str
 
 
-class SmmuFunction:
+class SmmuFunction(Endpoint):
     """The SMMU as the server sees a function: its registers are BAR 0."""
 
     identity = SMMU_IDENTITY
-    msix_vectors = 0
-    capabilities = ()
 
     def __init__(self, smmu: Smmu) -> None:
         self._smmu = smmu
-        self.bars = (Bar(0, smmu.features.frame_size),)
-        self.interrupt: Callable[[int], bool] = lambda _: False
+        self.interrupt = lambda _: False
         smmu.interrupt = lambda: self.interrupt(0)
+
+    @property
+    def bars(self) -> tuple[Bar, ...]:
+        return (Bar(0, self._smmu.features.frame_size, prefetchable=True),)
 
     @property
     def busy(self) -> bool:
         return self._smmu.busy
+
+    def register_name(self, offset: int) -> str:
+        return register_name(offset)
 
     def read(self, bar: int, offset: int, size: int) -> int:  # noqa: ARG002 - there is one BAR
         return self._smmu.read(offset, size)
@@ -109,11 +113,17 @@ class SmmuFunction:
         self._smmu.reset()
 
 
+def _free_bar(bars: Iterable[Bar]) -> int:
+    """The first BAR that a model leaves free; 6, which is none, when it leaves none."""
+    taken = {bar.number + half for bar in bars for half in range(1 + bar.is_64bit)}
+    return next(number for number in range(7) if number not in taken)
+
+
 class Function:
     """A model on its socket.
 
-    A model whose step raised an exception is dead, like a card that was pulled: it reads as all ones and takes no
-    writes until the guest resets it or another client comes.
+    A model that raised an exception is dead, like a card that was pulled: it reads as all ones, takes no writes and has
+    nothing in flight until the guest resets it or another client comes.
     """
 
     def __init__(
@@ -146,7 +156,9 @@ class Function:
             if any(capability.id == PASID_CAPABILITY for capability in model.capabilities):
                 self._allow_prefixes()
             vectors = model.msix_vectors if msix else 0
-            device.set_interrupts(intx=1, msix=vectors, msix_bar=2 if vectors else None)
+            device.set_interrupts(
+                intx=1, msix=vectors, msix_bar=_free_bar(model.bars) if vectors else None
+            )
             device.realize()
         except BaseException:
             device.close()
@@ -157,8 +169,10 @@ class Function:
         device.on_reset = self._reset
         device.on_config_write = self._configured
         device.on_disconnect = self._disconnected
+        device.on_pin_released = self._pin_released
         device.config_filter = self._filter_config
         model.interrupt = self._interrupt
+        model.pin_enabled = self._pin_enabled
 
     def _add_capability(self, capability: ExtendedCapability) -> int:
         """Lay it out in config space; returns where its body begins."""
@@ -194,12 +208,21 @@ class Function:
         for body, capability in self._capabilities:
             end = body + len(capability.body)
             if offset < end and body < offset + len(data):
-                capability.written(bytes(self.device.config[body:end]))
+                try:
+                    capability.written(bytes(self.device.config[body:end]))
+                except Exception as error:
+                    self._failed(error)
 
     def _read(self, bar: int, offset: int, size: int) -> int:
         if self._dead:
             return (1 << 8 * size) - 1
-        value = self._model.read(bar, offset, size)
+        try:
+            value = self._model.read(bar, offset, size)
+            if value >> 8 * size:
+                value &= (1 << 8 * size) - 1
+        except Exception as error:
+            self._failed(error)
+            return (1 << 8 * size) - 1
         if self._tracer.meddler is None:
             return value
         return meddle.read(self._tracer.meddler, self._accessed(offset, False, size, value))
@@ -216,12 +239,13 @@ class Function:
             if meddled is None:
                 return
             value = meddled
-        self._model.write(bar, offset, len(data), value)
+        try:
+            self._model.write(bar, offset, len(data), value)
+        except Exception as error:
+            self._failed(error)
 
     def _accessed(self, offset: int, write: bool, size: int, value: int) -> MmioAccess:
-        of_smmu = isinstance(self._model, SmmuFunction)
-        register = register_name(offset) if of_smmu else hex(offset)
-        return MmioAccess(self.name, register, write, size, value)
+        return MmioAccess(self.name, self._model.register_name(offset), write, size, value)
 
     def _filter_config(self, offset: int, data: bytes, write: bool) -> bytes | None:
         """What is read, or written, instead of `data`; None: it is not written."""
@@ -284,7 +308,18 @@ class Function:
 
     def reset_model(self) -> None:
         """All its work ends, its registers are as at power-on."""
-        self._model.reset()
+        try:
+            self._model.reset()
+        except Exception as error:
+            self._failed(error)
+
+    def _pin_released(self) -> None:
+        if self._dead:
+            return
+        try:
+            self._model.pin_released()
+        except Exception as error:
+            self._failed(error)
 
     # What the model does
 
@@ -297,8 +332,7 @@ class Function:
             )
         return self.trigger(vector)
 
-    def pin_enabled(self) -> bool:
-        """The guest allows INTx; it does not while it uses MSI-X."""
+    def _pin_enabled(self) -> bool:
         return not self.device.config[_COMMAND_HIGH] & _INTX_DISABLE
 
     def trigger(self, vector: int) -> bool:
@@ -307,23 +341,33 @@ class Function:
 
     @property
     def dead(self) -> bool:
-        """A step of its model failed, and nobody has reset it since."""
+        """Its model failed, and nobody has reset it since."""
         return self._dead
 
     @property
     def busy(self) -> bool:
         """`step` has work to do."""
-        return self._model.busy and not self._dead
+        try:
+            return not self._dead and self._model.busy
+        except Exception as error:
+            self._failed(error)
+            return False
 
     def step(self) -> None:
         """Let the model do one small thing."""
         try:
             self._model.step()
         except Exception as error:
-            _log.exception("%s: the model failed: it is dead until it is reset", self.name)
-            self._dead = True
-            if self._tracer:
-                self._tracer.emit(FunctionFailed(self.name, repr(error)))
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        _log.error("%s: the model failed: it is dead until it is reset", self.name, exc_info=error)
+        self._dead = True
+        if self._tracer:
+            self._tracer.emit(FunctionFailed(self.name, repr(error)))
+        if self.port is not None:
+            with suppress(Exception):  # if it still can
+                self._model.reset()
 
     def serve(self, *, patient: bool) -> None:
         """Take a client, or what the client has sent. The descriptor to poll may be another afterwards.

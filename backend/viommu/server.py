@@ -15,21 +15,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from viommu.control import ControlSocket, Methods
-from viommu.disks import ImageFormat, open_disk
 from viommu.endpoints.base import Endpoint
-from viommu.endpoints.nvme.controller import NvmeController
 from viommu.endpoints.pasid import PasidService
 from viommu.endpoints.port import DmaPort
-from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.faults.calls import FunctionCalls, ServerCalls, SmmuCalls
 from viommu.faults.control import FaultControl
 from viommu.function import Function, SmmuFunction
 from viommu.host import HostDomains
 from viommu.host.methods import HostMethods
 from viommu.memory import GuestMemory
+from viommu.models import FunctionSpec, blamed, make_endpoint
 from viommu.scheduler import DmaCalls, Scheduler
 from viommu.smmu import Features, Smmu
 from viommu.stack.calls import StackCalls
@@ -50,25 +48,6 @@ _ALERT = (
 _IDLE = 200  # milliseconds after which an idle loop looks whether it shall stop
 
 
-class FunctionSpec(Protocol):
-    """What the server must know of a function: `viommu.lab.config.Device` says it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def stream_id(self) -> int: ...
-    @property
-    def disk(self) -> Path | None: ...
-    @property
-    def disk_format(self) -> ImageFormat | None: ...
-    @property
-    def snapshot(self) -> bool: ...
-    @property
-    def size(self) -> int | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class ServerHolds(Event):
     """What the server keeps for its guest: TLB entries, cached structures, transactions, ranges of guest RAM."""
@@ -83,7 +62,7 @@ class Server:
     """Serves the functions of one machine on sockets in `directory`, named after them.
 
     At most one function is the SMMU; every other reaches guest RAM through it. Raises what `vfio_user.PciDevice` does
-    when a socket cannot be had, and `OSError` when a disk cannot be opened.
+    when a socket cannot be had, and what `make_endpoint` does.
     """
 
     def __init__(
@@ -151,16 +130,20 @@ class Server:
                         port.keep_time(time.monotonic)
                     if self._smmu is not None and self._smmu.features.endpoint_pasid:
                         port.pasid = PasidService(self._smmu.features.substream_id_bits)
-                    model = self._endpoint(spec, port)
+                    model = make_endpoint(
+                        spec,
+                        port,
+                        order=self.scheduler.order,
+                        tracer=self.tracer,
+                        held=self._open,
+                    )
                 path = directory / f"{spec.name}.sock"
-                function = Function(spec.name, model, memory, port, path, self.tracer, msix)
+                with blamed(spec):
+                    function = Function(spec.name, model, memory, port, path, self.tracer, msix)
                 self._open.callback(function.device.close)
                 self._functions.append(function)
                 self.sockets[spec.name] = path
                 function.device.on_attach = self._guest_came
-                if isinstance(model, NvmeController):
-                    model.use_pin(function.pin_enabled)
-                    function.device.on_pin_released = model.pin_released
                 if port is not None:
                     self._make_device(spec, function, port)
             if control is not None:
@@ -170,14 +153,6 @@ class Server:
         except BaseException:
             self._open.close()
             raise
-
-    def _endpoint(self, spec: FunctionSpec, port: DmaPort) -> Endpoint:
-        if spec.model == "nvme":
-            store = self._open.enter_context(
-                open_disk(spec.disk, spec.size, spec.disk_format, snapshot=spec.snapshot)
-            )
-            return NvmeController(port, store, name=spec.name, tracer=self.tracer)
-        return SmmuTestEngine(port, name=spec.name, order=self.scheduler.order, tracer=self.tracer)
 
     @property
     def smmu(self) -> Smmu | None:
@@ -273,7 +248,8 @@ class Server:
                 del self.sockets[spec.name]
                 self._watch()
 
-        driver = self.io.drivers.get(spec.model) or EndpointDriver(spec.model)
+        name = Path(spec.model).name
+        driver = self.io.drivers.get(name) or EndpointDriver(name)
         self.io.load_driver(driver)
         self.io.create_device(
             driver,

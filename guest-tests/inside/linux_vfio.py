@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from time import monotonic, sleep
 
 import pci
+import vfio
 from engine import IDS, MEMCPY, RAND48, Frame, Outcome, page_pattern
 from kernel_log import KernelLog
-from vfio import Container, Device, Group, Memory
+from vfio import Memory
 
 from viommu.layouts.test_engine import EngineCommand
 
@@ -25,17 +26,12 @@ SETTLED = 0.3
 Json = int | float | str | bool | list["Json"] | dict[str, "Json"] | None
 
 
-class Session:
-    """A container with one engine in it, ready for DMA."""
+class Session(vfio.Session):
+    """An engine, ready for DMA."""
 
     def __init__(self, place: int = 0) -> None:
         self.address = pci.find(ids=IDS)[place].address
-        self.container = Container()
-        self.group = Group(self.address)
-        self.group.set_container(self.container)
-        self.container.set_iommu()
-        self.device = Device(self.group, self.address)
-        self.device.set_bus_master(True)
+        super().__init__(self.address)
 
     def dma(self, command: EngineCommand, begin: int, size: int, **options: int) -> Outcome:
         """One command of the engine's first frame, to its end."""
@@ -45,11 +41,6 @@ class Session:
 
     def frame(self) -> Frame:
         return Frame(self.device.bar, 0)
-
-    def close(self) -> None:
-        self.device.close()
-        self.group.close()
-        self.container.close()
 
 
 @contextmanager

@@ -169,3 +169,21 @@ class Device:
         self.bar.release()
         self._map.close()
         os.close(self.descriptor)
+
+
+class Session:
+    """A function in a container of its own, ready for DMA."""
+
+    def __init__(self, address: str) -> None:
+        self.container = Container()
+        self.group = Group(address)
+        self.group.set_container(self.container)
+        self.container.set_iommu()
+        self.device = Device(self.group, address)
+        self.device.set_bus_master(True)
+
+    def close(self) -> None:
+        """Detach it."""
+        self.device.close()
+        self.group.close()
+        self.container.close()

@@ -13,6 +13,7 @@ from viommu.cli.demo import ActFailed
 from viommu.control import ControlError
 from viommu.faults.plan import PlanError
 from viommu.lab.errors import GuestError, LabError, QemuTooOld
+from viommu.models import ModelError
 from viommu.scenarios import ScenarioError
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
@@ -35,6 +36,7 @@ def explained(console: Console) -> Iterator[None]:
             ControlError,
             PlanError,
             ScenarioError,
+            ModelError,
             OSError,
         ) as error:
             complain(console, _sentence(error))

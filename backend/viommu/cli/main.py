@@ -25,6 +25,7 @@ from viommu.cli.options import (
     FaultsOption,
     MachineArgument,
     SeedOption,
+    SmmuOption,
     SnapshotOption,
     user_disk,
 )
@@ -80,6 +81,7 @@ def serve(
     control: Annotated[
         Path | None, typer.Option(help="The control socket; else control.sock beside the others.")
     ] = None,
+    smmu: SmmuOption = "",
     faults: FaultsOption = None,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
@@ -96,7 +98,7 @@ def serve(
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s: %(message)s"
     )
     with explained(_err), ExitStack() as stack:
-        config = load_machine(machine)
+        config = load_machine(machine, smmu)
         if (own := user_disk(disk, disk_format, snapshot=snapshot)) is not None:
             config = own.put_into(config)
         home = directory or stack.enter_context(RunDirectory()).path

@@ -33,6 +33,9 @@ RawOption = Annotated[
     bool,
     typer.Option("--raw", help="Leave the SMMU to scripts, also where the kernel has a driver."),
 ]
+SmmuOption = Annotated[
+    str, typer.Option(help="Lines for the machine's [smmu] table: what its SMMU implements.")
+]
 FaultsOption = Annotated[
     Path | None, typer.Option(help="What goes wrong on purpose: a plan, a TOML file.")
 ]

@@ -52,7 +52,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from viommu.endpoints.base import Bar, ExtendedCapability, Identity
+from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.engine_work import EngineWork, misconfiguration
 from viommu.endpoints.port import DmaFault, DmaPort
 from viommu.layouts.bitfields import Bits
@@ -105,7 +105,7 @@ class EngineEnded(Event):
     error_address: int | None
 
 
-class SmmuTestEngine:
+class SmmuTestEngine(Endpoint):
     """The function: BAR0 with the frames, and `step` to carry out what they run."""
 
     identity = Identity(
@@ -115,8 +115,7 @@ class SmmuTestEngine:
         subsystem_vendor_id=0x13B5,
         revision=0xF,
     )
-    # Not prefetchable: the writes to a frame must not be merged or reordered.
-    bars: tuple[Bar, ...] = (Bar(0, BAR_SIZE, prefetchable=False),)
+    bars = (Bar(0, BAR_SIZE),)
     msix_vectors = 64
 
     def __init__(

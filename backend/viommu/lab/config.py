@@ -1,10 +1,11 @@
 """The machines of the lab: one TOML file each, checked before anything starts."""
 
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -23,7 +24,8 @@ from viommu.lab.errors import ConfigError
 from viommu.smmu.features import Features
 
 Arch = Literal["aarch64", "x86_64"]
-Model = Literal["smmuv3", "test-engine", "nvme"]
+MODELS = ("smmuv3", "test-engine", "nvme")
+_CLASS = re.compile(r"[^:]+:[^\W\d]\w*")
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 # On q35 the chipset's own functions sit in slot 31.
@@ -40,7 +42,8 @@ class Device(_Strict):
     """A function that another process serves over vfio-user: on the root bus, or alone on a bus of its own."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
-    model: Model
+    model: str
+    """One of `MODELS`, or a class of the user's own: `file.py:Class` beside the TOML file, `package.module:Class`."""
     slot: Annotated[int, Field(ge=1, le=31)]
     bus: Annotated[int, Field(ge=1, le=255)] | None = None
     """With it, a root port is in `slot`, and the function in slot 0 of that bus: it can be unplugged."""
@@ -54,11 +57,27 @@ class Device(_Strict):
     size_mib: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """How large the disk is, if it is in RAM or has to be made."""
 
+    options: dict[str, Any] = {}
+    """What a class of the user's own is made with."""
+
     @field_validator("disk")
     @classmethod
     def _beside(cls, disk: Path | None, info: ValidationInfo) -> Path | None:
         home = (info.context or {}).get("home")
         return disk if disk is None or home is None else home / disk
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, model: str, info: ValidationInfo) -> str:
+        if model in MODELS:
+            return model
+        if not _CLASS.fullmatch(model):
+            allowed = ", ".join(map(repr, MODELS))
+            raise ValueError(
+                f"{model!r} is wrong, it should be {allowed} or a class of yours: 'file.py:Class'"
+            )
+        home = (info.context or {}).get("home")
+        return model if home is None or ".py:" not in model else str(home / model)
 
     @property
     def size(self) -> int | None:
@@ -66,13 +85,15 @@ class Device(_Strict):
         return None if self.size_mib is None else self.size_mib << 20
 
     @model_validator(mode="after")
-    def _check_disk(self) -> Self:
+    def _check_options(self) -> Self:
         wanted = self.model == "nvme"
         if wanted != (self.disk is not None or self.size_mib is not None):
             needs = "needs a disk or a size_mib" if wanted else "has neither disk nor size_mib"
             raise ValueError(f"a device of model '{self.model}' {needs}")
         if self.disk is None and (self.disk_format or self.snapshot):
             raise ValueError("disk_format and snapshot are of a disk, and there is none")
+        if self.options and self.model in MODELS:
+            raise ValueError(f"a device of model '{self.model}' has no options")
         return self
 
     @property
@@ -183,10 +204,11 @@ def scripts_directory() -> Path:
     return Path(__file__).with_name("inside")
 
 
-def load_machine(machine: str | Path) -> Machine:
+def load_machine(machine: str | Path, smmu: str = "") -> Machine:
     """Read a machine: the name of one that comes with the project, or a TOML file's path.
 
-    Raises `ConfigError` with one sentence that says the file, the key and what is allowed.
+    `smmu` are lines for its `[smmu]` table. Raises `ConfigError` with one sentence that says the file, the key and what
+    is allowed.
     """
     path = Path(machine)
     if path.suffix != ".toml":
@@ -196,6 +218,8 @@ def load_machine(machine: str | Path) -> Machine:
             raise ConfigError(f"no machine {str(machine)!r}; known: {known}, or a .toml file")
     try:
         text = path.read_text(encoding="utf-8")
+        if smmu:
+            text += f"\n[smmu]\n{smmu}\n"
         return Machine.model_validate(tomllib.loads(text), context={"home": path.parent})
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

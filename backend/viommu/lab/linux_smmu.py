@@ -13,6 +13,7 @@ from viommu.lab.guest import Guest
 # A root port takes no 64-bit window in advance, which the kernel would place before the SMMU's registers.
 COMMAND_LINE = "fw_devlink=permissive deferred_probe_timeout=-1 pci=hpmmioprefsize=0"
 _FUNCTIONS = "/sys/bus/pci/devices"
+_HAS_A_DRIVER = ("nvme",)  # in every stock kernel, though perhaps not loaded yet
 # Loads what is not built in. Without a folder of modules there may be a driver all the same.
 _HAS_VFIO = "modprobe -a vfio-pci vfio_iommu_type1; test -e /sys/bus/pci/drivers/vfio-pci"
 _FIRST_REGION = re.compile(r"0x([0-9a-f]{16}) 0x([0-9a-f]{16}) ")
@@ -42,7 +43,9 @@ class LinuxSmmu:
             raise ConfigError(
                 "no kernel drives an SMMU in this machine: it must be an aarch64 one with a device of model 'smmuv3'"
             )
-        endpoints = tuple(device for device in machine.devices if device.model == "test-engine")
+        endpoints = tuple(
+            device for device in machine.devices if device.model not in ("smmuv3", *_HAS_A_DRIVER)
+        )
         return cls(smmu, tree_with_smmu(machine, smmu, emulator), endpoints)
 
     def bind(self, guest: Guest) -> None:

@@ -17,7 +17,8 @@ class Rig:
     """The devices of a machine in a process of their own, and a guest that has them.
 
     `machine` is a name of `qemu-configs/` or the path of a TOML file. With `linux_driver` the guest's own `arm-smmu-v3`
-    drives the SMMU; without, nobody does until a script in the guest comes. Further arguments are those of `Guest`. It
+    drives the SMMU; without, nobody does until a script in the guest comes. `smmu` are lines for the machine's `[smmu]`
+    table. Further arguments are those of `Guest`. It
     starts on entering the context, and `close()` leaves nothing behind.
     """
 
@@ -28,19 +29,20 @@ class Rig:
         assets: Assets | None = None,
         trace: bool = False,
         ledger: bool = False,
+        smmu: str = "",
         seed: int = 0,
         faults: Path | None = None,
         linux_driver: bool = False,
         **guest: Any,
     ) -> None:
-        self.machine = load_machine(machine)
+        self.machine = load_machine(machine, smmu)
         self.smmu: LinuxSmmu | None = None
         """With `linux_driver`, the SMMU that the guest's kernel drives."""
         assets = assets or Assets.load()
         self._open = ExitStack()
         try:
             self.serving = self._open.enter_context(
-                Serving(machine, trace=trace, ledger=ledger, seed=seed, faults=faults)
+                Serving(machine, trace=trace, ledger=ledger, smmu=smmu, seed=seed, faults=faults)
             )
             if linux_driver:
                 self.smmu = LinuxSmmu.of(self.machine, assets.qemu_for(self.machine.arch))

@@ -32,8 +32,8 @@ class Serving:
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
     `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens; with `ledger`
-    the trace has what `viommu.ledger.Ledger` needs. `faults` is the path of a plan, `disk` takes the
-    place of the machine's own.
+    the trace has what `viommu.ledger.Ledger` needs. `smmu` are lines for the machine's `[smmu]` table, `faults` is the
+    path of a plan, `disk` takes the place of the machine's own.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Serving:
         *,
         trace: bool = False,
         ledger: bool = False,
+        smmu: str = "",
         seed: int = 0,
         faults: Path | None = None,
         disk: UserDisk | None = None,
@@ -55,6 +56,8 @@ class Serving:
         argv += ["--ready-fd", str(writer)]
         if disk is not None:
             argv += disk.options()
+        if smmu:
+            argv += ["--smmu", smmu]
         if self._trace is not None:
             argv += ["--trace", str(self._trace)]
         if ledger:

@@ -32,8 +32,9 @@ class Watched:
 class Lab:
     """What the fixture `viommu_lab` is: makes guests, and says what of their doings is foreseen.
 
-    A WARNING, oops, panic or hang of a guest, the end of its server and an event of its SMMU fail the test, also one
-    whose body has passed, unless the test says before that it may happen (`allow`) or must happen (`expect`).
+    A WARNING, oops, panic or hang of a guest, the end of its server, a model that fails and an event of its SMMU fail
+    the test, also one whose body has passed, unless the test says before that it may happen (`allow`) or must happen
+    (`expect`).
     """
 
     def __init__(self, get: Callable[[dict[str, Any]], Booted], allowed: Sequence[str]) -> None:

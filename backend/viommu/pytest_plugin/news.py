@@ -1,4 +1,4 @@
-"""What a guest has done since somebody last asked: its kernel's messages, the SMMU's events, its end."""
+"""What a guest has done since somebody last asked: its kernel's messages, what its devices told, its end."""
 
 import re
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ _LINE = re.compile(r"\[ *(\d+\.\d+)\](?:\[ *[TC]\d+\])? (.*)")
 # Bits of /proc/sys/kernel/tainted: a bad page, an oops, a WARNING, a soft lockup.
 _BROKEN = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 14
 _EVENTS = ("EventRecorded", "EventLost", "GlobalErrorRaised")
+_FAILED = "FunctionFailed"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Newsroom:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self._boot, self._last = "", "-1"
-        self._trace = rig.serving.trace(*_EVENTS)
+        self._trace = rig.serving.trace(*_EVENTS, _FAILED)
         self._over = False
 
     def ask(self) -> News:
@@ -53,9 +54,12 @@ class Newsroom:
             alarms.append(f"the server of the devices {describe_exit(code)}")
         messages = [match[2] if (match := _LINE.match(line)) else line for line in lines]
         alarms += filter(alarming, messages)
-        events = [_told(event) for event in self._trace.read()]
+        news = self._trace.read()
+        failed = [event for event in news if event["kind"] == _FAILED]
+        alarms += [f"device {event['function']} failed: {event['error']}" for event in failed]
+        events = [_told(event) for event in news if event["kind"] != _FAILED]
         self._over = self._rig.lost
-        broken = self._over or bool(tainted & _BROKEN)
+        broken = self._over or bool(tainted & _BROKEN) or bool(failed)
         return News(tuple(lines), tuple(events), (*alarms, *events), broken)
 
     def close(self) -> None:

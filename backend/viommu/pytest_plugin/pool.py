@@ -1,13 +1,12 @@
 """The guests of a worker: booted when a test wants one, kept for the next that wants the same."""
 
 import shlex
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from viommu.lab.assets import Assets, Qemu
-from viommu.lab.config import load_machine, machine_directory, scripts_directory
+from viommu.lab.config import load_machine, scripts_directory
 from viommu.lab.disk import disk_arguments
 from viommu.lab.errors import ConfigError
 from viommu.lab.linux_smmu import find_smmu
@@ -84,46 +83,32 @@ class Pool:
 
 
 def _boot(options: GuestOptions, assets: Assets) -> Booted:
-    with tempfile.TemporaryDirectory(prefix="viommu-") as scratch:
-        machine = _machine(options, Path(scratch))
-        built = load_machine(machine)
-        if options.qemu is not None:
-            assets = assets.model_copy(update={"qemu": {built.arch: _emulator(options.qemu)}})
-        more = shlex.split(options.qemu_arguments)
-        if options.disk is not None:
-            more += disk_arguments(built, options.disk)
-        rig = Rig(
-            machine,
-            assets=assets,
-            trace=True,
-            seed=options.seed,
-            ledger=options.ledger,
-            faults=options.faults,
-            linux_driver=not options.raw and find_smmu(built) is not None,
-            scripts=scripts_directory(),
-            extra_files=python_files(options.scripts) if options.scripts else None,
-            image=options.image or None,
-            kernel=options.kernel,
-            initramfs=options.initramfs,
-            modules=options.modules,
-            command_line=options.append,
-            qemu_arguments=more,
-        )
-        rig.start()
+    built = load_machine(options.machine, options.smmu)
+    if options.qemu is not None:
+        assets = assets.model_copy(update={"qemu": {built.arch: _emulator(options.qemu)}})
+    more = shlex.split(options.qemu_arguments)
+    if options.disk is not None:
+        more += disk_arguments(built, options.disk)
+    rig = Rig(
+        options.machine,
+        assets=assets,
+        trace=True,
+        smmu=options.smmu,
+        seed=options.seed,
+        ledger=options.ledger,
+        faults=options.faults,
+        linux_driver=not options.raw and find_smmu(built) is not None,
+        scripts=scripts_directory(),
+        extra_files=python_files(options.scripts) if options.scripts else None,
+        image=options.image or None,
+        kernel=options.kernel,
+        initramfs=options.initramfs,
+        modules=options.modules,
+        command_line=options.append,
+        qemu_arguments=more,
+    )
+    rig.start()
     return Booted(rig, ledger=options.ledger)
-
-
-def _machine(options: GuestOptions, scratch: Path) -> Path | str:
-    """The machine; with lines for its SMMU, a file of its own."""
-    if not options.smmu:
-        return options.machine
-    load_machine(options.machine)  # says what is wrong with it as it is
-    path = Path(options.machine)
-    if path.suffix != ".toml":
-        path = machine_directory() / f"{path}.toml"
-    composed = scratch / path.name
-    composed.write_text(f"{path.read_text('utf-8')}\n[smmu]\n{options.smmu}\n", "utf-8")
-    return composed
 
 
 def _emulator(path: Path) -> Qemu:

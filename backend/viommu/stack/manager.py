@@ -20,7 +20,7 @@ from viommu.stack.events import (
 from viommu.stack.objects import DeviceObject, DriverObject, Pending
 from viommu.trace import Tracer
 
-_NAME = re.compile(r"[a-z][a-z0-9.-]{0,62}")
+_NAME = re.compile(r"[A-Za-z_][\w.:-]{0,126}", re.ASCII)
 
 
 class IoManager:

@@ -9,7 +9,7 @@ from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import Identification
 from viommu.endpoints.nvme.logs import AsyncEvents, Logs
 from viommu.endpoints.nvme.queues import CompletionQueue, Drained, Queues, SubmissionQueue
-from viommu.endpoints.nvme.transfers import Steps, Transfers, Waiting
+from viommu.endpoints.transfers import Steps, Transfers, Waiting
 from viommu.layouts.nvme_commands import (
     AbortCommand,
     AdminOpcode,

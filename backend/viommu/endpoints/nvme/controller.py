@@ -17,7 +17,7 @@ Shutdown
 import struct
 from collections.abc import Callable
 
-from viommu.endpoints.base import Bar, ExtendedCapability, Identity
+from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.nvme.admin import AdminCommands
 from viommu.endpoints.nvme.engine import Engine, Fatal
 from viommu.endpoints.nvme.events import NvmeStateChanged
@@ -34,8 +34,8 @@ from viommu.endpoints.nvme.queues import (
     SubmissionQueue,
 )
 from viommu.endpoints.nvme.store import BlockStore
-from viommu.endpoints.nvme.transfers import Steps, Transfers
 from viommu.endpoints.port import DmaPort
+from viommu.endpoints.transfers import Steps, Transfers
 from viommu.layouts.nvme import (
     DOORBELLS,
     AdminQueueAttributes,
@@ -62,11 +62,11 @@ CAPABILITIES = Capabilities(
 )
 
 
-class NvmeController:
+class NvmeController(Endpoint):
     """The function. Its namespace has the blocks of `store`, what is left over of a last one aside."""
 
     identity = Identity(vendor_id=0x1234, device_id=0x5304, class_code=0x01_0802)
-    bars: tuple[Bar, ...] = (Bar(0, BAR_SIZE, prefetchable=False),)
+    bars = (Bar(0, BAR_SIZE),)
     msix_vectors = 1 + IO_QUEUES
 
     def __init__(
@@ -106,12 +106,17 @@ class NvmeController:
     def interrupt(self, send: Callable[[int], bool]) -> None:
         self._interrupts.send = send
 
-    def use_pin(self, wired: Callable[[], bool]) -> None:
-        """`wired` says whether the interrupt pin is in use."""
+    @property
+    def pin_enabled(self) -> Callable[[], bool]:
+        """See `Endpoint`."""
+        return self._interrupts.wired
+
+    @pin_enabled.setter
+    def pin_enabled(self, wired: Callable[[], bool]) -> None:
         self._interrupts.wired = wired
 
     def pin_released(self) -> None:
-        """The pin was asserted, and the guest's last access let go of it."""
+        """See `Endpoint`."""
         self._interrupts.released()
 
     @property

@@ -11,9 +11,9 @@ from viommu.endpoints.nvme.interrupts import Interrupts
 from viommu.endpoints.nvme.io import IoCommands
 from viommu.endpoints.nvme.logs import AsyncEvents, ErrorEvent, Logs
 from viommu.endpoints.nvme.queues import CompletionQueue, Pending, Queues, SubmissionQueue
-from viommu.endpoints.nvme.tasks import Tasks
-from viommu.endpoints.nvme.transfers import Steps, Transfers
 from viommu.endpoints.port import DmaFault
+from viommu.endpoints.tasks import Tasks
+from viommu.endpoints.transfers import Steps, Transfers
 from viommu.layouts.nvme_commands import AdminOpcode, IoOpcode, Status, SubmissionEntry
 from viommu.trace import Tracer
 

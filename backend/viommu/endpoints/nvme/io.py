@@ -8,7 +8,7 @@ from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import MAX_TRANSFER, NAMESPACE
 from viommu.endpoints.nvme.logs import Logs
 from viommu.endpoints.nvme.store import BlockStore
-from viommu.endpoints.nvme.transfers import Segment, Steps, Transfers, Waiting
+from viommu.endpoints.transfers import Segment, Steps, Transfers, Waiting
 from viommu.layouts.nvme_commands import (
     ALL_NAMESPACES,
     BlocksCommand,

@@ -5,7 +5,7 @@ from functools import reduce
 from operator import or_
 
 from viommu.endpoints.nvme.errors import CommandFailed
-from viommu.endpoints.nvme.transfers import Segment, Transfers, Waiting, append
+from viommu.endpoints.transfers import Segment, Transfers, Waiting, append
 from viommu.layouts.nvme_commands import Status, SubmissionEntry
 
 

@@ -4,7 +4,7 @@ from collections import deque
 from typing import NamedTuple
 
 from viommu.endpoints.nvme.errors import CommandFailed
-from viommu.endpoints.nvme.tasks import Task
+from viommu.endpoints.tasks import Task
 from viommu.layouts.nvme_commands import (
     COMPLETION_SIZE,
     Status,

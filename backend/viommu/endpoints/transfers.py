@@ -1,13 +1,21 @@
-"""DMA of the controller, in steps: its generators yield what they wait for, or None when they can go on at once."""
+"""DMA in steps: its generators yield what they wait for, or None when they can go on at once."""
 
 from collections import deque
 from collections.abc import Generator, Iterable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from viommu.endpoints.port import DmaFault, DmaPort, DmaStalled, Transfer
+from viommu.endpoints.port import (
+    UNPRIVILEGED_DATA,
+    DmaAttributes,
+    DmaFault,
+    DmaPort,
+    DmaStalled,
+    Transfer,
+)
+from viommu.memory import Buffer
 
 WINDOW = 16
-"""Transactions that one command has in flight at most."""
+"""Transactions that one generator has in flight at most."""
 TRIES = 1000
 """How often a transaction is begun again because software said that it may."""
 
@@ -34,18 +42,30 @@ class Segment(NamedTuple):
 class Transfers:
     """Moves bytes by `port`. What is adjacent moves at once."""
 
-    def __init__(self, port: DmaPort) -> None:
+    def __init__(
+        self,
+        port: DmaPort,
+        *,
+        substream_id: int | None = None,
+        attributes: DmaAttributes = UNPRIVILEGED_DATA,
+    ) -> None:
+        """`substream_id` and `attributes` are those of all its transactions."""
         self._port = port
+        self._say: dict[str, Any] = {}
+        if substream_id is not None or attributes != UNPRIVILEGED_DATA:
+            self._say = {"substream_id": substream_id, "attributes": attributes}
 
     def read(self, iova: int, size: int) -> Generator[Waiting | None, None, memoryview]:
         """`size` bytes from guest RAM. Raises `DmaFault`."""
         buffer = memoryview(bytearray(size))
-        yield from self.move([Segment(iova, size)], buffer, write=False)
+        if size:
+            yield from self.move([Segment(iova, size)], buffer, write=False)
         return buffer
 
-    def write(self, iova: int, data: bytes) -> Steps:
+    def write(self, iova: int, data: Buffer) -> Steps:
         """Write `data` to guest RAM. Raises `DmaFault`."""
-        return self.move([Segment(iova, len(data))], memoryview(data), write=True)
+        segments = [Segment(iova, len(data))] if data else []
+        return self.move(segments, memoryview(data), write=True)
 
     def move(self, segments: Iterable[Segment], buffer: memoryview, *, write: bool) -> Steps:
         """Move `buffer` to the segments, or what they hold into it. Raises `DmaFault`; what was before it has moved."""
@@ -85,7 +105,7 @@ class Transfers:
         while left and len(flight) < WINDOW:
             iova, size = left[0]
             try:
-                transfer = self._port.begin(iova, size, write=write)
+                transfer = self._port.begin(iova, size, write=write, **self._say)
             except DmaStalled as held:
                 return held, None
             except DmaFault as fault:

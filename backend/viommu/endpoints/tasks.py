@@ -1,8 +1,8 @@
-"""What a controller does at the same time: generators that take turns."""
+"""What an endpoint does at the same time: generators that take turns."""
 
 from collections import deque
 
-from viommu.endpoints.nvme.transfers import Steps, Waiting
+from viommu.endpoints.transfers import Steps, Waiting
 
 
 class Task:
