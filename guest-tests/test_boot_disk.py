@@ -33,6 +33,10 @@ def qemu_img(tools: Path, *words: str | Path) -> None:
     subprocess.run([*command_in(tools, "qemu-img"), *map(str, words)], check=True, timeout=60)
 
 
+def toml(machine: str) -> str:
+    return (machine_directory() / f"{machine}.toml").read_text("utf-8")
+
+
 def asks(person: Person, command: str) -> str:
     """What a command prints in the guest."""
     person.types(f"{command}; echo e''nd\r")
@@ -51,11 +55,15 @@ def is_root(person: Person) -> None:
     assert asks(person, f"cat {DRIVE}/model").startswith("viommu NVMe")
 
 
-def test_aarch64_by_uefi_and_behind_its_smmu(tools: Path, tmp_path: Path, home: Path) -> None:
-    image = tmp_path / "debian.raw"
+@pytest.mark.parametrize("bus", ["", "bus = 1"], ids=["on the root bus", "behind a port"])
+def test_aarch64_by_uefi_and_behind_its_smmu(
+    tools: Path, tmp_path: Path, home: Path, bus: str
+) -> None:
+    image, machine = tmp_path / "debian.raw", tmp_path / "machine.toml"
     shutil.copyfile(disk_image("aarch64"), image)
+    machine.write_text(f"{toml('aarch64-nvme')}{bus}\n", "utf-8")
     mark = secrets.token_hex(16)
-    with terminal("boot", "aarch64-nvme", "--disk", str(image)) as person:
+    with terminal("boot", str(machine), "--disk", str(image)) as person:
         is_root(person)
         processes = descendants(person.pid)
         # No word on the kernel's command line, no script in the guest: it found the SMMU as on any board.
@@ -97,9 +105,8 @@ def test_x86_64_by_uefi_and_nothing_is_kept(tools: Path, tmp_path: Path, home: P
     image, machine = tmp_path / "debian.raw", tmp_path / "machine.toml"
     shutil.copyfile(disk_image("x86_64"), image)
     before = image.stat().st_mtime_ns
-    text = (machine_directory() / "x86_64-nvme.toml").read_text("utf-8")
     disk = f'disk = "{image.name}"\nsnapshot = true\n'
-    machine.write_text(text.replace("size_mib = 256\n", disk), "utf-8")
+    machine.write_text(toml("x86_64-nvme").replace("size_mib = 256\n", disk), "utf-8")
     mark = secrets.token_hex(16)
     with terminal("boot", str(machine), "--firmware", "uefi") as person:
         is_root(person)

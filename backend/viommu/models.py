@@ -59,7 +59,7 @@ def make_endpoint(
 ) -> Endpoint:
     """The model of a function that reaches memory through `port`. What it needs open is closed with `held`.
 
-    `order` shuffles what it does at the same time. Raises `ModelError`; `OSError` or `DiskError` when a disk cannot be opened.
+    `order` shuffles what it does at the same time. Raises `ModelError`; `OSError` or `DiskError` for a disk.
     """
     if spec.model == "test-engine":
         return SmmuTestEngine(port, name=spec.name, order=order, tracer=tracer)

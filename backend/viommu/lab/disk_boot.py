@@ -67,17 +67,14 @@ class DiskBoot:
 
     def _describe_smmu(self, qemu: Qemu) -> list[str]:
         """The arguments that make the SMMU known. Its ROM sees to it that the registers are there."""
-        if ports := [each.name for each in self.machine.devices if each.bus is not None]:
-            raise ConfigError(
-                f"{ports[0]} is behind a root port, which firmware may place where the SMMU's registers must be: "
-                "take away its bus, or add --raw"
-            )
         smmu = LinuxSmmu.of(self.machine, qemu)
         tree, rom = (self.serving.directory / name for name in ("machine.dtb", "smmu.rom"))
         tree.write_bytes(smmu.tree.blob)
         rom.write_bytes(smmu_option_rom(SMMU_IDENTITY))
         self._properties[smmu.device.name] = {"romfile": str(rom)}
-        return ["-machine", "acpi=off", "-dtb", str(tree)]
+        # A port that can be plugged into gets a window in advance, where the SMMU's registers must be.
+        ports = ["-global", "pcie-root-port.hotplug=off"]
+        return ["-machine", "acpi=off", "-dtb", str(tree), *ports]
 
     def interact(self, source: int = 0, sink: int = 1) -> None:
         """Connect a terminal (two descriptors) with the guest's console until the person types Ctrl-].

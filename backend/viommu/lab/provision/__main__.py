@@ -73,7 +73,7 @@ def parts(further: Sequence[str] = ()) -> Iterator[Part]:
         yield Part("UEFI, qemu-nbd", ("boot_tools",), boot_tools.key, boot_tools.provide)
 
 
-def _asked_for(manifest: dict[str, Any]) -> tuple[str, ...]:
+def asked_for(manifest: dict[str, Any]) -> tuple[str, ...]:
     """What is there on demand. What was asked for once is a part like the others."""
     return (*manifest.get("guests", ()), *([DISKS] if "boot_tools" in manifest else []))
 
@@ -84,7 +84,7 @@ def provision(cache: Cache, say: Say, further: Sequence[str] = ()) -> bool:
     `further` is what of `parts` is there on demand only.
     """
     manifest = cache.read_manifest()
-    wanted = list(parts((*further, *_asked_for(manifest))))
+    wanted = list(parts((*further, *asked_for(manifest))))
     if all(part.find(manifest) for part in wanted):
         return False
     with cache.locked(say):
@@ -105,7 +105,7 @@ def check(cache: Cache) -> bool:
     manifest = cache.read_manifest()
     table = Table("Part", "Version", "Where from", "State", title=f"Cache: {cache.directory}")
     complete = True
-    for part in parts(_asked_for(manifest)):
+    for part in parts(asked_for(manifest)):
         entry = part.find(manifest)
         complete &= entry is not None
         if entry is None:
