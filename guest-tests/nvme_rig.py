@@ -22,6 +22,7 @@ from viommu.trace_file import TraceReader
 MIB, PAGE = 1 << 20, 4096
 SIZE_MIB = 256
 DISK = "/dev/nvme0n1"
+SGL_THRESHOLD = "/sys/module/nvme/parameters/sgl_threshold"
 FUNCTION = "/sys/bus/pci/devices/0000:01:00.0"
 # The driver gives up a command after 30 s else, and what it asks the controller itself after 60 s.
 PATIENCE = "nvme_core.io_timeout=3 nvme_core.admin_timeout=10"
@@ -35,9 +36,14 @@ def pattern(number: int, size: int) -> bytes:
 
 
 class NvmeRig:
-    """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False."""
+    """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False.
 
-    def __init__(self, machine: str, assets: Assets, directory: Path, *, smmu: bool = True) -> None:
+    `guest` is for `Guest`.
+    """
+
+    def __init__(
+        self, machine: str, assets: Assets, directory: Path, *, smmu: bool = True, **guest: Any
+    ) -> None:
         self.machine = machine
         self.image = directory / "disk.raw"
         self._path = directory / "machine.toml"
@@ -50,6 +56,7 @@ class NvmeRig:
             linux_driver=smmu and machine == "aarch64",
             scripts=scripts_directory(),
             command_line=f"{DOMAINS} {PATIENCE}",
+            **guest,
         )
         self.guest = self.rig.guest
         self._again: Serving | None = None

@@ -4,7 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nvme_rig import DISK, FUNCTION, MIB, PAGE, SIZE_MIB, NvmeRig, await_event, pattern
+from nvme_rig import (
+    DISK,
+    FUNCTION,
+    MIB,
+    PAGE,
+    SGL_THRESHOLD,
+    SIZE_MIB,
+    NvmeRig,
+    await_event,
+    pattern,
+)
 
 from viommu.lab.assets import Assets
 from viommu.pytest_plugin.lab import Lab
@@ -129,6 +139,7 @@ FAULTS = {
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_dma_that_aborts(nvme: NvmeRig, what: str) -> None:
     when, size, is_fatal = FAULTS[what]
+    nvme.run(f"echo 0 > {SGL_THRESHOLD}")  # PRPs alone
     assert nvme.disk(f"fill {DISK} 1") == {"written": 1}
     control = nvme.rig.serving.control
     plan = f"""

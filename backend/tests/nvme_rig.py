@@ -22,6 +22,10 @@ DELETE_SQ, CREATE_SQ, GET_LOG, DELETE_CQ, CREATE_CQ, IDENTIFY = 0, 1, 2, 4, 5, 6
 ABORT, SET_FEATURES, GET_FEATURES, ASYNC_EVENT = 8, 9, 10, 12
 FLUSH, WRITE, READ, COMPARE, WRITE_ZEROES, DATASET = 0, 1, 2, 5, 8, 9
 
+BLOCK_TYPE, BUCKET, SEGMENT, LAST, KEYED, TRANSPORT = 0x00, 0x10, 0x20, 0x30, 0x40, 0x50
+SGL, SGL_AND_METADATA_SGL = 0x40, 0x80
+"""Flags of a command."""
+
 ASQ_AT, ACQ_AT = BASE, BASE + 0x1000
 DATA = BASE + 0x10_0000
 
@@ -49,6 +53,16 @@ def command(
     """A submission queue entry; `dwords` are those from 10 on."""
     head = struct.pack("<BBHIQQQQ", opcode, flags, cid, nsid, 0, 0, prp1, prp2)
     return head + struct.pack("<6I", *dwords, *(0,) * (6 - len(dwords)))
+
+
+def descriptor(kind: int, address: int, size: int) -> bytes:
+    """An SGL descriptor."""
+    return struct.pack("<QI3xB", address, size, kind)
+
+
+def block(address: int, size: int) -> bytes:
+    """A Data Block descriptor."""
+    return descriptor(BLOCK_TYPE, address, size)
 
 
 class Queue:
@@ -95,15 +109,26 @@ class Queue:
         self._rig.drain()
 
     def do(
-        self, opcode: int, *dwords: int, nsid: int = 0, prp1: int = 0, prp2: int = 0
+        self,
+        opcode: int,
+        *dwords: int,
+        nsid: int = 0,
+        prp1: int = 0,
+        prp2: int = 0,
+        flags: int = 0,
     ) -> Completion:
         """One command, to its end."""
-        cid = self.put(command(opcode, *dwords, nsid=nsid, prp1=prp1, prp2=prp2))
+        cid = self.put(command(opcode, *dwords, nsid=nsid, prp1=prp1, prp2=prp2, flags=flags))
         self.ring()
         self._rig.drain()
         (completion,) = self.completions()
         assert completion.command_id == cid
         return completion
+
+    def do_sgl(self, opcode: int, blocks: int, sgl1: bytes, *, flags: int = SGL) -> Completion:
+        """A command for the first blocks, to its end, with the first descriptor of its SGL."""
+        first, second = struct.unpack("<QQ", sgl1)
+        return self.do(opcode, 0, 0, blocks - 1, nsid=1, prp1=first, prp2=second, flags=flags)
 
 
 class NvmeRig:

@@ -68,7 +68,9 @@ def test_the_controller_says_what_it_is(rig: NvmeRig) -> None:
     assert int.from_bytes(data[520:522], "little") == 0b11101
     assert data[525] & 1, "it has a volatile write cache"
     assert data[256:258] == b"\0\0", "no optional admin command"
-    assert data[536:540] == bytes(4), "no SGLs"
+    assert data[536:540] == b"\x01\0\x05\0", (
+        "SGLs of bytes, with bit buckets, and longer than the data"
+    )
     assert data[768:].startswith(b"nqn.2014-08.org.nvmexpress:")
 
 
@@ -300,7 +302,7 @@ def test_what_a_command_cannot_say(rig: NvmeRig) -> None:
     assert queue.do(READ, 0, 0, 0, nsid=ALL, prp1=DATA).status == 0x0B
     assert queue.do(FLUSH, nsid=ALL).status == 0
     assert queue.do(FLUSH, nsid=0).status == 0x0B
-    for flags in (0x40, 0x80, 0x01):  # SGLs, and fused
+    for flags in (0x80, 0xC0, 0x01, 0x41):  # an SGL for metadata, reserved, and fused
         cid = queue.put(bytes((READ, flags)) + bytes(62))
         queue.ring()
         rig.drain()

@@ -16,6 +16,8 @@ WORDS = st.one_of(
     st.integers(0, (1 << 32) - 1),
     st.sampled_from([DATA, DATA + 8, BASE, BASE + 0x5_2000, 0xFFFF_FFFF, 63 << 16 | 1, 3]),
 )
+SEGMENTS = st.sampled_from([0x20 << 56 | PAGE, 0x30 << 56 | 64, 0x20 << 56 | 16])
+"""The second half of an SGL descriptor; what the first half points to is a table of anything."""
 ADDRESSES = st.one_of(
     st.sampled_from([BASE, DATA, DATA + 4088, BASE + (4 << 20) - 8, (1 << 64) - 8]),
     st.integers(0, (1 << 64) - 1),
@@ -29,9 +31,9 @@ def entries(draw: st.DrawFn) -> bytes:
         *(draw(WORDS) for _ in range(6)),
         nsid=draw(st.sampled_from([0, 1, 2, 0xFFFF_FFFF])),
         prp1=draw(ADDRESSES),
-        prp2=draw(ADDRESSES),
+        prp2=draw(st.one_of(ADDRESSES, SEGMENTS)),
         cid=draw(st.integers(0, 3)),
-        flags=draw(st.sampled_from([0, 0, 0, 1, 0x40])),
+        flags=draw(st.sampled_from([0, 0, 0, 1, 0x40, 0x40, 0x80])),
     )
 
 

@@ -7,6 +7,8 @@ from viommu.layouts.bitfields import Layout, bits
 
 ALL_NAMESPACES = 0xFFFF_FFFF
 """The NSID of a command that concerns each of them."""
+CONTROLLER_TO_HOST = 2
+"""Bits 1:0 of the opcode of a command whose data goes to the host, by the tables of opcodes."""
 _COMPLETION = Struct("<IIHHHH")
 
 
@@ -49,6 +51,10 @@ class Status(IntEnum):
     COMMAND_ABORTED_SQ_DELETION = 0x008
     INVALID_NAMESPACE_OR_FORMAT = 0x00B
     COMMAND_SEQUENCE_ERROR = 0x00C
+    INVALID_SGL_SEGMENT_DESCRIPTOR = 0x00D
+    INVALID_NUMBER_OF_SGL_DESCRIPTORS = 0x00E
+    DATA_SGL_LENGTH_INVALID = 0x00F
+    SGL_DESCRIPTOR_TYPE_INVALID = 0x011
     PRP_OFFSET_INVALID = 0x013
     LBA_OUT_OF_RANGE = 0x080
     COMPLETION_QUEUE_INVALID = 0x100
@@ -105,16 +111,47 @@ class IdentifyKind(IntEnum):
     NAMESPACE_DESCRIPTORS = 0x03
 
 
+class DataPointer(IntEnum):
+    """CDW0.PSDT: what points to a command's data."""
+
+    PRP = 0
+    SGL = 1
+    SGL_WITH_METADATA_SGL = 2
+
+
 class SubmissionEntry(Layout, size=64):
     """What all commands have in common (4.2). A subclass declares the rest of one."""
 
     opcode = bits(7, 0)
     fused_operation = bits(9, 8)
-    prp_or_sgl = bits(15, 14)
+    prp_or_sgl = bits(15, 14, kind=DataPointer)
     command_id = bits(31, 16)
     namespace_id = bits(63, 32)
     prp1 = bits(255, 192)
     prp2 = bits(319, 256)
+
+
+class SglCommand(Layout, size=64):
+    """A command whose data an SGL describes: its first descriptor is where the PRP entries are otherwise."""
+
+    sgl1 = bits(319, 192)
+
+
+class SglIdentifier(IntEnum):
+    """Type and sub type of an SGL descriptor. Of the sub types there is the address alone; offsets are for fabrics."""
+
+    DATA_BLOCK = 0x00
+    BIT_BUCKET = 0x10
+    SEGMENT = 0x20
+    LAST_SEGMENT = 0x30
+
+
+class SglDescriptor(Layout, size=16):
+    """An SGL descriptor (4.4)."""
+
+    address = bits(63, 0)
+    length = bits(95, 64)
+    identifier = bits(127, 120, kind=SglIdentifier)
 
 
 COMPLETION_SIZE = 16

@@ -42,6 +42,7 @@ class IdentifyController(Layout, size=4096):
     number_of_namespaces = octets(516, 519)
     optional_commands = octets(520, 521)
     volatile_write_cache = octets(525)
+    sgl_support = octets(536, 539)
     subsystem_name = octets(768, 1023)
     max_power = octets(2048, 2049)
 

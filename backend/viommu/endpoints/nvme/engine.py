@@ -14,7 +14,7 @@ from viommu.endpoints.nvme.queues import CompletionQueue, Pending, Queues, Submi
 from viommu.endpoints.port import DmaFault
 from viommu.endpoints.tasks import Tasks
 from viommu.endpoints.transfers import Steps, Transfers
-from viommu.layouts.nvme_commands import AdminOpcode, IoOpcode, Status, SubmissionEntry
+from viommu.layouts.nvme_commands import AdminOpcode, DataPointer, IoOpcode, Status, SubmissionEntry
 from viommu.trace import Tracer
 
 BURST = 8
@@ -23,6 +23,7 @@ EXECUTING = 64
 """I/O commands that are carried out at the same time, each with its data."""
 _ADMIN = {int(opcode): opcode.name for opcode in AdminOpcode}
 _IO = {int(opcode): opcode.name for opcode in IoOpcode}
+_POINTERS = {int(pointer): pointer.name for pointer in DataPointer}
 
 
 class Fatal(Exception):
@@ -112,7 +113,8 @@ class Engine:
         if self._tracer:
             names = _IO if queue.id else _ADMIN
             opcode = names.get(entry.opcode) or hex(entry.opcode)
-            self._tracer.emit(NvmeCommandFetched(self._name, queue.id, command_id, opcode))
+            pointer = _POINTERS.get(entry.prp_or_sgl) or hex(entry.prp_or_sgl)
+            self._tracer.emit(NvmeCommandFetched(self._name, queue.id, command_id, opcode, pointer))
         if command_id in queue.commands:
             self._fail(queue, entry, CommandFailed(Status.COMMAND_ID_CONFLICT))
             return
@@ -126,7 +128,7 @@ class Engine:
         failure: CommandFailed | None = None
         try:
             if entry.prp_or_sgl or entry.fused_operation:
-                raise CommandFailed(Status.INVALID_FIELD, 1)
+                _check(queue, entry)
             if queue.id:
                 yield from self._io.run(entry)
             else:
@@ -229,3 +231,9 @@ class Engine:
     def cancel(self) -> None:
         """End everything; what is in flight ends without moving its bytes."""
         self.tasks.clear()
+
+
+def _check(queue: SubmissionQueue, entry: SubmissionEntry) -> None:
+    """SGLs are for I/O alone, none of them is for metadata (SGLS has no such bit), and nothing is fused."""
+    if not queue.id or entry.prp_or_sgl != DataPointer.SGL or entry.fused_operation:
+        raise CommandFailed(Status.INVALID_FIELD, 1)

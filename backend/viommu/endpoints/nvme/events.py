@@ -16,12 +16,13 @@ class NvmeStateChanged(Event):
 
 @dataclass(frozen=True, slots=True)
 class NvmeCommandFetched(Event):
-    """A command was fetched from submission queue `sq_id`."""
+    """A command was fetched from submission queue `sq_id`; `data_pointer` is what describes its data, if it has any."""
 
     endpoint: str
     sq_id: int
     command_id: int
     opcode: str
+    data_pointer: str
 
 
 @dataclass(frozen=True, slots=True)

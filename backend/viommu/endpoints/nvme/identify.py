@@ -31,6 +31,8 @@ _IO_CONTROLLER = 1
 # There is one, and Flush takes all namespaces.
 _WRITE_CACHE = 0b111
 _DEALLOCATED_READS_ZERO = 1
+# Data blocks of bytes, bit buckets, and SGLs that are longer than the data.
+_SGLS = 1 | 1 << 16 | 1 << 18
 
 
 class Identification:
@@ -59,6 +61,7 @@ class Identification:
             number_of_namespaces=1,
             optional_commands=_COMPARE | _DATASET_MANAGEMENT | _WRITE_ZEROES | _SAVE_AND_SELECT,
             volatile_write_cache=_WRITE_CACHE,
+            sgl_support=_SGLS,
             subsystem_name=int.from_bytes(
                 f"nqn.2014-08.org.nvmexpress:viommu:{serial}".encode(), "little"
             ),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Generator
 
-from viommu.endpoints.nvme import prps
+from viommu.endpoints.nvme import prps, sgls
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import MAX_TRANSFER, NAMESPACE
@@ -62,6 +62,8 @@ class IoCommands:
         command = BlocksCommand(entry.value)
         offset, size, segments = yield from self._locate(command)
         buffer = self._load(offset, size)
+        if command.prp_or_sgl:
+            segments, buffer = sgls.kept(segments, buffer)
         yield from self._transfers.move(segments, buffer, write=True)
         self._logs.reads += 1
         self._logs.bytes_read += size
@@ -100,7 +102,7 @@ class IoCommands:
     def _manage(self, entry: SubmissionEntry) -> Steps:
         command = DatasetManagementCommand(entry.value)
         size = (command.ranges + 1) * DatasetRange.size
-        segments = yield from prps.locate(self._transfers, command, size, self._page)
+        segments = yield from self._data(command, size)
         data = memoryview(bytearray(size))
         yield from self._transfers.move(segments, data, write=False)
         if not command.deallocate:  # the other attributes are hints
@@ -140,7 +142,14 @@ class IoCommands:
         if blocks * self._block > MAX_TRANSFER:
             raise CommandFailed(Status.INVALID_FIELD, 48)
         offset, size = self._range(command.first_block, blocks)
-        return offset, size, (yield from prps.locate(self._transfers, command, size, self._page))
+        return offset, size, (yield from self._data(command, size))
+
+    def _data(
+        self, entry: SubmissionEntry, size: int
+    ) -> Generator[Waiting | None, None, list[Segment]]:
+        if entry.prp_or_sgl:
+            return sgls.locate(self._transfers, entry, size)
+        return prps.locate(self._transfers, entry, size, self._page)
 
     def _range(self, first: int, blocks: int) -> tuple[int, int]:
         if first + blocks > self._blocks:
