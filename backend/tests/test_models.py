@@ -46,7 +46,14 @@ class Mine(DmaMaster):
 
 def spec(model: str, **options: Any) -> SimpleNamespace:
     return SimpleNamespace(
-        name="mine", model=model, stream_id=0x10, disk=None, size=1 << 20, options=options
+        name="mine",
+        model=model,
+        stream_id=0x10,
+        disk=None,
+        disk_format=None,
+        snapshot=False,
+        size=1 << 20,
+        options=options,
     )
 
 
