@@ -5,6 +5,7 @@ ext4 root with the stock kernel, without an initial RAM disk. The console is a r
 """
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -21,7 +22,8 @@ MIB = 1 << 20
 SECTOR = 512
 _ESP_MIB, _ROOT_MIB = 8, 64
 _ROOT_AT_MIB = 1 + _ESP_MIB
-_TOOLS = ("grub-common", "grub-pc-bin", "mtools", "e2fsprogs")
+_TOOLS = ("grub-common", "mtools", "e2fsprogs")
+_IS_TOOL = re.compile(r"usr/(s?bin|lib/(grub|[^/]+-linux-gnu))/.")
 _MODULES = ("search", "search_fs_file", "part_msdos", "ext2", "linux", "echo", "boot", "normal")
 _DIRECTORIES = ("boot", "dev", "proc", "sys", "tmp", "run", "root", "etc", "usr/bin")
 _GUEST_INIT = Path(viommu.lab.provision.__file__).with_name("guest_init")
@@ -31,15 +33,17 @@ _GUEST_INIT = Path(viommu.lab.provision.__file__).with_name("guest_init")
 class _Platform:
     debian: str
     console: str
-    grub: str  # GRUB's name of its UEFI platform, which is that of a package too
-    loader: str  # where UEFI looks for it on a disk that it does not know
+    packages: tuple[str, ...]  # GRUB's parts that run there
+    uefi: str  # GRUB's name of it with UEFI
+    loader: str  # where UEFI looks for one on a disk that it does not know
 
 
 _PLATFORMS = {
-    "aarch64": _Platform("arm64", "ttyAMA0", "arm64-efi", "BOOTAA64.EFI"),
-    "x86_64": _Platform("amd64", "ttyS0", "x86_64-efi", "BOOTX64.EFI"),
+    "aarch64": _Platform("arm64", "ttyAMA0", ("grub-efi-arm64-bin",), "arm64-efi", "BOOTAA64.EFI"),
+    "x86_64": _Platform(
+        "amd64", "ttyS0", ("grub-efi-amd64-bin", "grub-pc-bin"), "x86_64-efi", "BOOTX64.EFI"
+    ),
 }
-_GRUB_PACKAGES = {"aarch64": "grub-efi-arm64-bin", "x86_64": "grub-efi-amd64-bin"}
 
 
 def disk_image(architecture: str) -> Path:
@@ -65,7 +69,7 @@ class _Builder:
         with self._cache.building(name) as work:
             self._tools, self._work = work / "tools", work
             self._unpack(self._apt.closure(_TOOLS), self._tools)
-            self._unpack(self._package(_GRUB_PACKAGES[self._architecture]), self._tools)
+            self._unpack(self._packages(*self._platform.packages), self._tools)
             (work / "grub.cfg").write_text(
                 "search --no-floppy --set root --file /boot/vmlinuz\n"
                 "linux /boot/vmlinuz root=/dev/nvme0n1p2 rw rootwait init=/init "
@@ -82,26 +86,19 @@ class _Builder:
             shutil.rmtree(self._tools)
             shutil.rmtree(work / "root")
 
-    def _package(self, name: str) -> list[Archive]:
-        closure = self._apt.closure([name], architecture=self._platform.debian)
-        return [archive for archive in closure if archive.package == name]
+    def _packages(self, *names: str) -> list[Archive]:
+        """They alone, for the machine: what they depend on is for who installs them there."""
+        closure = self._apt.closure(names, architecture=self._platform.debian)
+        return [archive for archive in closure if archive.package in names]
 
     def _unpack(self, archives: Sequence[Archive], into: Path) -> None:
         for file in self._apt.fetch(archives, "a disk that boots"):
-            unpack(file, into, lambda path: self._is_wanted(path, into))
-
-    @staticmethod
-    def _is_wanted(path: str, into: Path) -> bool:
-        wanted = (
-            "usr/bin/",
-            "usr/sbin/",
-            "usr/lib/grub/",
-            "usr/lib/x86_64-linux-gnu/",
-            "usr/lib/aarch64-linux-gnu/",
-        )
-        return (
-            path.startswith(wanted) and not path.endswith("/") and not os.path.lexists(into / path)
-        )
+            # The files of another architecture's package are not the host's once more.
+            unpack(
+                file,
+                into,
+                lambda path: bool(_IS_TOOL.match(path)) and not os.path.lexists(into / path),
+            )
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         command = [*command_in(self._tools, program), *map(str, arguments)]
@@ -116,7 +113,7 @@ class _Builder:
         return target
 
     def _system_partition(self) -> Path:
-        loader = self._grub(self._platform.grub, self._platform.loader)
+        loader = self._grub(self._platform.uefi, self._platform.loader)
         part = self._work / "esp"
         sectors = _ESP_MIB * MIB // SECTOR
         self._run("mtools", "-c", "mformat", "-C", "-i", part, "-T", str(sectors), "::")
@@ -131,7 +128,7 @@ class _Builder:
             (root / directory).mkdir(parents=True)
         for link in ("bin", "sbin"):
             (root / link).symlink_to("usr/bin")
-        for file in self._apt.fetch(self._package("busybox-static"), "a disk that boots"):
+        for file in self._apt.fetch(self._packages("busybox-static"), "a disk that boots"):
             unpack(file, root, lambda path: path == "usr/bin/busybox")
         shutil.copyfile(kernel, root / "boot/vmlinuz")
         shutil.copyfile(_GUEST_INIT, root / "init")
