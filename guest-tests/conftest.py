@@ -1,5 +1,6 @@
 """Guests for our own tests, by the plugin that we ship: see docs/pytest.md."""
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -38,6 +39,15 @@ def assets() -> Assets:
 def machine_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where runs keep their directories, with a path short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="vc-", dir="/tmp") as path:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", path)
+        monkeypatch.setenv("TMPDIR", path)
+        yield Path(path)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.client import Client
+from tests.disk_tools import provided
 from viommu.cli import app
 from viommu.lab.config import machine_directory
 
@@ -188,6 +189,22 @@ def test_a_kernel_that_is_not_there(viommu: Run) -> None:
     outcome = viommu("boot", "--kernel", "/nowhere/Image")
     assert outcome.code == 2
     assert "'--kernel': file '/nowhere/Image' does not exist" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--snapshot"], "--disk-format and --snapshot are of an image: name it with --disk"),
+        (["--disk", "/nowhere/a.raw"], "did not start: /nowhere/a.raw: No such file or directory"),
+        (["--disk", "a.raw", "--append", "x"], "a disk boots its own kernel: leave out --kernel"),
+        (["--firmware", "uefi"], "aarch64-virt has no disk to boot from: give one with --disk"),
+        (["--disk", "a.raw", "--firmware", "bios"], "there is no BIOS for aarch64, allowed: uefi"),
+    ],
+)
+def test_a_disk_that_cannot_boot(viommu: Run, home: Path, words: list[str], sentence: str) -> None:
+    provided()
+    mistake(viommu("boot", *words), sentence)
+    assert left(home) == []
 
 
 @pytest.fixture

@@ -85,8 +85,8 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         (
             "slot = 2",
             "slot = 2\ncolour = 1",
-            "devices[1].colour: unknown key, allowed: bus, disk, model, name, options, "
-            "size_mib, slot, write_cache",
+            "devices[1].colour: unknown key, allowed: bus, disk, disk_format, model, name, options, "
+            "size_mib, slot, snapshot, write_cache",
         ),
         (
             '"smmuv3"',
@@ -219,6 +219,17 @@ def test_lines_for_the_smmu(tmp_path: Path) -> None:
     assert load_machine(path, "msi = false").smmu.msi is False
     with pytest.raises(ConfigError, match=r"one\.toml: smmu\.mis: unknown key"):
         load_machine(path, "mis = false")
+
+
+def test_an_image_of_another_format(tmp_path: Path) -> None:
+    text = GOOD.replace('"test-engine"', '"nvme"\n{}')
+    image = 'disk = "cloud.img"\ndisk_format = "qcow2"\nsnapshot = true'
+    device = load_machine(write(tmp_path, text.format(image))).devices[1]
+    assert (device.disk_format, device.snapshot) == ("qcow2", True)
+    with pytest.raises(ConfigError, match=r"disk_format: 'vmdk' is wrong, .*'raw' or 'qcow2'"):
+        load_machine(write(tmp_path, text.format(image.replace("qcow2", "vmdk"))))
+    with pytest.raises(ConfigError, match=r"snapshot are of a disk, and there is none"):
+        load_machine(write(tmp_path, text.format("size_mib = 1\nsnapshot = true")))
 
 
 def test_slots_of_q35(tmp_path: Path) -> None:

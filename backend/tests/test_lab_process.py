@@ -71,7 +71,7 @@ def test_a_child_outlives_the_thread_that_asked_for_it() -> None:
 def test_a_child_whose_parent_died_before_it_began_does_not_begin() -> None:
     launcher = Path(sys.modules[BoundProcess.__module__].__file__ or "").with_name("exec_bound.py")
     done = subprocess.run(
-        [sys.executable, launcher, "1", "echo", "begun"], capture_output=True, text=True
+        [sys.executable, launcher, "1", "9", "echo", "begun"], capture_output=True, text=True
     )
     assert done.returncode == 1
     assert (done.stdout, done.stderr) == ("", "the parent process is gone\n")

@@ -45,8 +45,17 @@ class Mine(DmaMaster):
 
 
 def spec(model: str, **options: Any) -> SimpleNamespace:
-    disk = {"disk": None, "size": 1 << 20, "write_cache": "host"}
-    return SimpleNamespace(name="mine", model=model, stream_id=0x10, options=options, **disk)
+    return SimpleNamespace(
+        name="mine",
+        model=model,
+        stream_id=0x10,
+        disk=None,
+        disk_format=None,
+        snapshot=False,
+        size=1 << 20,
+        write_cache="host",
+        options=options,
+    )
 
 
 def make(model: str, **options: Any) -> Any:

@@ -22,7 +22,7 @@ from tests.nvme_rig import (
     WRITE_ZEROES,
     NvmeRig,
 )
-from viommu.disks import RawFile
+from viommu.disks.raw_file import RawFile
 from viommu.endpoints.nvme.store import RamDisk
 
 SIZE = 1 << 20
@@ -389,7 +389,8 @@ def test_when_a_write_lasts() -> None:
 
 def test_a_raw_file(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
-    rig = NvmeRig(RawFile(path, SIZE))
+    store = RawFile(path, SIZE)
+    rig = NvmeRig(store)
     assert path.stat().st_size == SIZE
     queue = rig.io()
     rig.write(DATA, b"\xa5" * PAGE)
@@ -398,11 +399,12 @@ def test_a_raw_file(tmp_path: Path) -> None:
     assert path.read_bytes()[8 * BLOCK : 16 * BLOCK] == b"\xa5" * PAGE
     assert queue.do(WRITE_ZEROES, 9, 0, 0, nsid=1).status == 0
     assert path.read_bytes()[8 * BLOCK : 11 * BLOCK] == b"\xa5" * BLOCK + bytes(BLOCK) + b"\xa5" * BLOCK  # fmt: skip
-    again = RawFile(path)
-    assert again.size == SIZE
-    again.close()
     with path.open("r+b") as file:
         file.truncate(PAGE)
     assert queue.do(READ, 16, 0, 0, nsid=1, prp1=DATA).status == 0x281
+    store.close()
+    again = RawFile(path)
+    assert again.size == PAGE
+    again.close()
     with pytest.raises(FileNotFoundError):
         RawFile(tmp_path / "absent.raw")

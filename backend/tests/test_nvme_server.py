@@ -17,9 +17,18 @@ INTX, MSIX = 0, 2
 DATA = BASE + 0x8000
 
 
-def functions(disk: Path | None, size: int | None, cache: str = "host") -> list[SimpleNamespace]:
-    place = {"disk": disk, "size": size, "write_cache": cache}
-    return [FUNCTIONS[0], SimpleNamespace(name="nvme0", model="nvme", stream_id=0x10, **place)]
+def functions(disk: Path | None, size: int | None) -> list[SimpleNamespace]:
+    nvme = SimpleNamespace(
+        name="nvme0",
+        model="nvme",
+        stream_id=0x10,
+        disk=disk,
+        disk_format=None,
+        snapshot=False,
+        size=size,
+        write_cache="host",
+    )
+    return [FUNCTIONS[0], nvme]
 
 
 @pytest.fixture

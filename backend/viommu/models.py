@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from vfio_user import DeviceError, VfioUserError
-from viommu.disks import open_disk
+from viommu.disks import ImageFormat, open_disk
 from viommu.endpoints.base import Bar, Endpoint, Identity
 from viommu.endpoints.nvme.controller import NvmeController
 from viommu.endpoints.port import DmaPort
@@ -43,6 +43,10 @@ class FunctionSpec(Protocol):
     @property
     def disk(self) -> Path | None: ...
     @property
+    def disk_format(self) -> ImageFormat | None: ...
+    @property
+    def snapshot(self) -> bool: ...
+    @property
     def size(self) -> int | None: ...
     @property
     def write_cache(self) -> str: ...
@@ -57,13 +61,19 @@ def make_endpoint(
 ) -> Endpoint:
     """The model of a function that reaches memory through `port`. What it needs open is closed with `held`.
 
-    `order` shuffles what it does at the same time. Raises `ModelError`; `OSError` when a disk cannot be opened.
+    `order` shuffles what it does at the same time. Raises `ModelError`; `OSError` or `DiskError` for a disk.
     """
     if spec.model == "test-engine":
         return SmmuTestEngine(port, name=spec.name, order=order, tracer=tracer)
     if spec.model == "nvme":
         store = held.enter_context(
-            open_disk(spec.disk, spec.size, volatile=spec.write_cache == "volatile")
+            open_disk(
+                spec.disk,
+                spec.size,
+                spec.disk_format,
+                snapshot=spec.snapshot,
+                volatile=spec.write_cache == "volatile",
+            )
         )
         return NvmeController(port, store, name=spec.name, tracer=tracer)
     with blamed(spec):

@@ -15,35 +15,32 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from viommu.cli.boot import boot
 from viommu.cli.ctl import FOLLOW, call, complete, follow
 from viommu.cli.demo import Demo
 from viommu.cli.explain import explained
 from viommu.cli.options import (
-    AppendOption,
+    DiskFormatOption,
+    DiskOption,
     FaultsOption,
-    GuestOption,
-    InitramfsOption,
-    KernelOption,
     MachineArgument,
-    ModulesOption,
-    RawOption,
     SeedOption,
     SmmuOption,
+    SnapshotOption,
+    user_disk,
 )
 from viommu.cli.run import report, run
 from viommu.cli.scenario import scenarios
 from viommu.faults.plan import Plan
 from viommu.lab.assets import cache_directory
-from viommu.lab.config import Machine, load_machine, scripts_directory
-from viommu.lab.errors import LabError, QemuExited, describe_exit
-from viommu.lab.linux_smmu import find_smmu
-from viommu.lab.provision.__main__ import check, set_up
+from viommu.lab.config import Machine, load_machine
+from viommu.lab.errors import LabError
+from viommu.lab.provision.__main__ import DISKS, check, set_up
 from viommu.lab.provision.cache import Cache
 from viommu.lab.provision.guest_image import ON_DEMAND
 from viommu.lab.qemu import device_arguments, memory_arguments
-from viommu.lab.rig import Rig
 from viommu.lab.rundir import RunDirectory
-from viommu.lab.serving import CONTROL_NAME, ServerFailed, Serving
+from viommu.lab.serving import CONTROL_NAME
 from viommu.ledger import Ledger, Witness
 from viommu.server import Server
 from viommu.trace import Tracer
@@ -88,6 +85,9 @@ def serve(
     faults: FaultsOption = None,
     seed: SeedOption = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    disk: DiskOption = None,
+    disk_format: DiskFormatOption = None,
+    snapshot: SnapshotOption = False,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve the devices of MACHINE on vfio-user sockets, and print the QEMU arguments to use them.
@@ -99,6 +99,8 @@ def serve(
     )
     with explained(_err), ExitStack() as stack:
         config = load_machine(machine, smmu)
+        if (own := user_disk(disk, disk_format, snapshot=snapshot)) is not None:
+            config = own.put_into(config)
         home = directory or stack.enter_context(RunDirectory()).path
         if not home.is_dir():
             raise LabError(f"there is no directory {home}: make it, or choose another --directory")
@@ -197,63 +199,7 @@ def ledger(
         raise typer.Exit(1 if verdict.violations else 0)
 
 
-@app.command(short_help="Serve them, boot a guest and give you its console.")
-def boot(
-    machine: MachineArgument = "aarch64-virt",
-    kernel: KernelOption = None,
-    guest: GuestOption = None,
-    initramfs: InitramfsOption = None,
-    modules: ModulesOption = None,
-    append: AppendOption = "",
-    raw: RawOption = False,
-    seed: SeedOption = 0,
-) -> None:
-    """Serve the devices of MACHINE, boot a guest with them and give you its console.
-
-    On an aarch64 machine the guest's own arm-smmu-v3 drives the SMMU, and
-    vfio-pci has the engines. On x86-64, and with --raw, the SMMU waits for
-    the Python scripts in /viommu/inside. Ctrl-] leaves.
-    """
-    with explained(_err):
-        linux_driver = not raw and find_smmu(load_machine(machine)) is not None
-        with ExitStack() as stack:
-            with _err.status(f"Booting {machine} …"):
-                rig = stack.enter_context(
-                    Rig(
-                        machine,
-                        seed=seed,
-                        linux_driver=linux_driver,
-                        scripts=scripts_directory(),
-                        kernel=kernel,
-                        image=guest,
-                        initramfs=initramfs,
-                        modules=modules,
-                        command_line=append,
-                    )
-                )
-            hint = (
-                "ls /sys/kernel/iommu_groups /dev/vfio"
-                if linux_driver
-                else "python3 /viommu/inside/raw.py attach linear"
-            )
-            _err.print(f"Ctrl-] leaves the guest. Try: {hint}", style="dim", highlight=False)
-            try:
-                rig.guest.interact()
-            except QemuExited as error:
-                if error.exit_code != 0:
-                    raise
-                _err.print("\nThe guest switched itself off.", style="dim")
-            _report(rig.serving)
-
-
-def _report(serving: Serving) -> None:
-    """What the server had to say while the guest had the terminal."""
-    if said := serving.output():
-        _err.print(f"\nThe server of the devices said:\n{said}", highlight=False, markup=False)
-    if serving.exit_code is not None:
-        raise ServerFailed(f"the server of the devices: {describe_exit(serving.exit_code)}")
-
-
+app.command(short_help="Serve them, boot a guest and give you its console.")(boot)
 app.command(short_help="Run a script or a command in a guest, and report.")(run)
 app.command(short_help="Make a page of a trace.")(report)
 
@@ -283,12 +229,17 @@ def setup(
     guest: Annotated[
         list[FurtherGuest] | None, typer.Option(help="Another kernel too, for `viommu boot`.")
     ] = None,
+    disks: Annotated[
+        bool,
+        typer.Option("--disks", help="UEFI firmware and qemu-nbd too, for `viommu boot --disk`."),
+    ] = False,
 ) -> None:
     """Download, build and keep in the cache directory what is missing: libvfio-user, QEMU and the guests.
 
     An interrupted set-up goes on where it stopped. `viommu doctor` tells what is there.
     """
-    raise typer.Exit(set_up([each.value for each in guest or ()]))
+    further = [each.value for each in guest or ()]
+    raise typer.Exit(set_up([*further, *([DISKS] if disks else [])]))
 
 
 @app.command(short_help="Look into a running server, and tell it what to do.")

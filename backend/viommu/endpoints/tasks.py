@@ -1,5 +1,6 @@
 """What an endpoint does at the same time: generators that take turns."""
 
+import sys
 from collections import deque
 
 from viommu.endpoints.transfers import Steps, Waiting
@@ -35,48 +36,61 @@ class Task:
 class Tasks:
     """Take turns, one step each. Those that wait are passed over; one whose last step it was lets the next go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = sys.maxsize) -> None:
+        """Only the oldest `width` take turns, and the others come after them."""
+        self._width = width
+        self._urgent: deque[Task] = deque()
         self._tasks: deque[Task] = deque()
+        self._queues = self._urgent, self._tasks
 
     def __len__(self) -> int:
-        return len(self._tasks)
+        return len(self._urgent) + len(self._tasks)
 
     @property
     def busy(self) -> bool:
         """One of them can go on."""
-        for task in self._tasks:  # noqa: SIM110 - asked at each turn, and the first can, mostly
-            if not task.waiting:
-                return True
+        for queue in self._queues:
+            for task in queue:
+                if not task.waiting:
+                    return True
         return False
 
-    def spawn(self, steps: Steps) -> Task:
-        """Begin at the next turn."""
+    def spawn(self, steps: Steps, *, urgent: bool = False, early: bool = False) -> Task:
+        """Begin when its turn comes: before all that is not urgent; early is among those that take turns already."""
         task = Task(steps)
-        self._tasks.append(task)
+        queue = self._urgent if urgent else self._tasks
+        queue.insert(self._width - 1 if early else len(queue), task)
         return task
 
     def step(self) -> None:
         """Let the next that can go on do so. Raises what it raises; then it is over."""
-        tasks, ended = self._tasks, 0
-        for _ in range(len(tasks) + 1):
-            if not tasks or ended == 2:
+        for _ in range(2):
+            queue = self._next()
+            if queue is None:
                 return
-            task = tasks.popleft()
-            if task.waiting:
-                tasks.append(task)
-            elif task.step():
-                tasks.append(task)
+            task = queue.popleft()
+            if task.step():
+                queue.insert(self._width - 1, task)
                 return
-            else:
-                ended += 1
+
+    def _next(self) -> deque[Task] | None:
+        """The queue whose first can go on; those before it that wait went to its end."""
+        for queue in self._queues:
+            for _ in range(len(queue)):
+                if not queue[0].waiting:
+                    return queue
+                queue.rotate(-1)
+        return None
 
     def cancel(self, task: Task) -> None:
         """End one of them; it must not be the one whose turn it is."""
-        if task in self._tasks:
-            self._tasks.remove(task)
+        for queue in self._queues:
+            if task in queue:
+                queue.remove(task)
         task.cancel()
 
     def clear(self) -> None:
         """End them all."""
-        while self._tasks:
-            self._tasks.popleft().cancel()
+        for queue in self._queues:
+            while queue:
+                queue.popleft().cancel()

@@ -45,6 +45,14 @@ class Qemu(_Part):
     version: str
 
 
+class BootTools(_Part):
+    """What a disk of the user's own needs to be booted."""
+
+    path: Path  # a directory of Debian's files with UEFI firmware
+    argv: tuple[str, ...]  # starts qemu-nbd
+    version: str
+
+
 class GuestImage(_Part):
     """A kernel and its initramfs."""
 
@@ -62,6 +70,7 @@ class Assets(BaseModel):
     libvfio_user: Library
     qemu: Mapping[str, Qemu]
     guests: Mapping[str, GuestImage]
+    boot_tools: BootTools | None = None
 
     @classmethod
     def load(cls, cache: Path | None = None) -> Self:
@@ -98,6 +107,14 @@ class Assets(BaseModel):
         """The guest of that name: an architecture, or one that was set up on demand; raises `AssetsMissing`."""
         further = "" if name in self.qemu else f" --guest {name}"
         return _pick(self.guests, name, "guest", f"viommu setup{further}")
+
+
+def boot_tools() -> BootTools | None:
+    """What `viommu setup --disks` provided; None where nothing was."""
+    try:
+        return Assets.load().boot_tools
+    except AssetsMissing:
+        return None
 
 
 Kind = TypeVar("Kind")

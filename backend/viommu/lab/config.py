@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails
 
+from viommu.disks import ImageFormat
 from viommu.lab.errors import ConfigError
 from viommu.smmu.features import Features
 
@@ -48,7 +49,11 @@ class Device(_Strict):
     """With it, a root port is in `slot`, and the function in slot 0 of that bus: it can be unplugged."""
 
     disk: Path | None = None
-    """A raw image or a block device for an NVMe controller; beside the TOML file if it is not absolute."""
+    """An image or a block device for an NVMe controller; beside the TOML file if it is not absolute."""
+    disk_format: ImageFormat | None = None
+    """Of `disk`, if its name does not say so."""
+    snapshot: bool = False
+    """`disk` stays as it is: what the guest writes is forgotten."""
     size_mib: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
     """How large the disk is, if it is in RAM or has to be made."""
     write_cache: Literal["host", "volatile"] = "host"
@@ -89,6 +94,8 @@ class Device(_Strict):
             raise ValueError(f"a device of model '{self.model}' {needs}")
         if self.write_cache == "volatile" and self.disk is None:
             raise ValueError("a volatile write_cache needs a disk: the RAM is lost as a whole")
+        if self.disk is None and (self.disk_format or self.snapshot):
+            raise ValueError("disk_format and snapshot are of a disk, and there is none")
         if self.options and self.model in MODELS:
             raise ValueError(f"a device of model '{self.model}' has no options")
         return self

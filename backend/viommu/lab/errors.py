@@ -2,6 +2,7 @@
 
 LabError
  ├─ ConfigError         a machine's TOML, or what was asked of it, is wrong
+ ├─ DiskError           a disk's image cannot be used
  ├─ SocketPathError     a device's socket is absent, or its path too long
  ├─ QemuTooOld          this QEMU has no `vfio-user-pci`
  ├─ MemoryNotShared     guest RAM is private to QEMU: no device can reach it
@@ -78,6 +79,10 @@ class LabError(Exception):
 
 class ConfigError(LabError):
     """A configuration cannot be used: says the file, the key and what is allowed."""
+
+
+class DiskError(LabError):
+    """A disk's image is locked, damaged or of another format, or the program that reads it is absent."""
 
 
 class SocketPathError(LabError):

@@ -1,7 +1,6 @@
 """A guest: QEMU with a kernel, its console and its monitor."""
 
 import shlex
-import socket
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
@@ -13,35 +12,14 @@ from typing import Self
 
 from viommu.lab.assets import Assets
 from viommu.lab.config import Machine
-from viommu.lab.console import Console, ConsoleClosed, ConsoleTimeout, PanicSeen, normalise
-from viommu.lab.errors import (
-    CommandFailed,
-    Evidence,
-    GuestPanic,
-    GuestTimeout,
-    LabError,
-    MemoryNotShared,
-    QemuExited,
-    QemuTooOld,
-    describe_exit,
-)
-from viommu.lab.monitor import Monitor, MonitorClosed, MonitorTimeout
+from viommu.lab.console import ConsoleClosed, ConsoleTimeout, PanicSeen, normalise
+from viommu.lab.emulator import Emulator
+from viommu.lab.errors import CommandFailed, LabError
 from viommu.lab.overlay import GUEST_ROOT, guest_files, initial_ram_disk, module_files
-from viommu.lab.process import BoundProcess
-from viommu.lab.qemu import (
-    Boot,
-    boot_arguments,
-    machine_arguments,
-    plug,
-    refusal_of_old,
-    socket_arguments,
-)
-from viommu.lab.shell import Shell, transcript
+from viommu.lab.qemu import Boot, boot_arguments, machine_arguments, plug
+from viommu.lab.shell import Shell
 
-_EVIDENCE_LINES = 40
 _UPLOAD_CHUNK = 16 << 10
-# How long a dying QEMU may take, in seconds.
-_LAST_WORDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,7 @@ class Guest:
         listener: Callable[[bytes], None] | None = None,
     ) -> None:
         self.machine = machine
-        self._emulator = assets.qemu_for(machine.arch)
+        self._qemu = assets.qemu_for(machine.arch)
         own = assets.guest_for(image or machine.arch)
         self._kernel = kernel or own.kernel
         self._initramfs = initramfs or own.initramfs
@@ -94,12 +72,9 @@ class Guest:
             self._files |= module_files(modules)
         self._more = tuple(qemu_arguments)
         self._listener = listener
-        self._command_line: tuple[str, ...] = ()
         self._open = ExitStack()
-        self._process: BoundProcess | None = None
-        self._console: Console | None = None
+        self._emulator: Emulator | None = None
         self._shell: Shell | None = None
-        self._monitor: Monitor | None = None
         self._failure: LabError | None = LabError("the guest was not started")
 
     # Life
@@ -112,11 +87,12 @@ class Guest:
         limit = self.machine.timeouts.boot if timeout is None else timeout
         deadline = time.monotonic() + limit
         try:
-            self._launch(limit)
-            self._check_memory()
+            self._launch().connect(limit)
             self._greet(deadline, limit)
             self._failure = None
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, LabError):
+                self._failure = error
             self.close()
             raise
 
@@ -127,7 +103,7 @@ class Guest:
         and the kernel switches nothing off before. `timeout` is as for `start`.
         """
         self._require()
-        assert self._console is not None
+        assert self._emulator is not None
         limit = self.machine.timeouts.boot if timeout is None else timeout
         deadline = time.monotonic() + limit
         self._execute("set-action", {"reboot": "reset"})
@@ -136,7 +112,7 @@ class Guest:
             if hard:
                 self._execute("system_reset", {})
             else:
-                self._console.send(b"reboot -f\n")
+                self._emulator.console.send(b"reboot -f\n")
         except ConsoleClosed as error:
             raise self._explain(error, "rebooting", limit) from None
         self._greet(deadline, limit)
@@ -169,13 +145,13 @@ class Guest:
     @property
     def pid(self) -> int:
         """QEMU's process."""
-        assert self._process is not None
-        return self._process.pid
+        assert self._emulator is not None
+        return self._emulator.process.pid
 
     @property
     def command_line(self) -> tuple[str, ...]:
         """QEMU's command line; empty before the start."""
-        return self._command_line
+        return self._emulator.command_line if self._emulator else ()
 
     # Talking to it
 
@@ -212,7 +188,9 @@ class Guest:
         """
         result = self.run(command, timeout)
         if result.status:
-            raise CommandFailed(command, result.status, result.output, self._evidence())
+            assert self._emulator is not None
+            evidence = self._emulator.evidence()
+            raise CommandFailed(command, result.status, result.output, evidence)
         return result.output
 
     def python(self, script: str, timeout: float | None = None) -> str:
@@ -257,10 +235,7 @@ class Guest:
 
     def console_log(self) -> str:
         """What the console has shown so far, with the commands that were run."""
-        if self._console is None:
-            return ""
-        self._console.drain(0)
-        return transcript(self._console.text())
+        return self._emulator.console_log() if self._emulator else ""
 
     def kernel_log(self) -> str:
         """Return the kernel's log, which after boot reaches the console only in a panic."""
@@ -268,58 +243,31 @@ class Guest:
 
     # Inside
 
-    def _launch(self, limit: float) -> None:
+    def _launch(self) -> Emulator:
         devices = plug(self.machine, self._devices)
-        disk = self._open.enter_context(initial_ram_disk(self._initramfs, self._files))
-        console, console_end = self._channel()
-        monitor, monitor_end = self._channel()
-        boot = Boot(
-            kernel=self._kernel,
-            initramfs=Path(f"/proc/self/fd/{disk.fileno()}"),
-            command_line=self._words,
-            device_tree=self._device_tree,
-        )
-        self._command_line = (
-            *self._emulator.argv,
-            *machine_arguments(self.machine),
-            *boot_arguments(self.machine, boot),
-            *devices,
-            *socket_arguments(monitor=monitor_end.fileno(), console=console_end.fileno()),
-            *self._more,
-        )
-        inherited = (disk.fileno(), monitor_end.fileno(), console_end.fileno())
-        self._console = Console(console)
-        if self._listener is not None:
-            self._console.listen(self._listener)
-        self._shell = Shell(self._console)
-        self._process = BoundProcess(self._command_line, pass_fds=inherited)
-        self._open.callback(self._process.close)
-        # With our copies gone, the end of QEMU is the end of both streams.
-        console_end.close()
-        monitor_end.close()
-        try:
-            self._monitor = Monitor(monitor, limit)
-        except (MonitorClosed, MonitorTimeout) as error:
-            raise self._explain(error, "setting the machine up", limit) from None
-        self._open.callback(self._monitor.close)
-        disk.close()
-
-    def _channel(self) -> tuple[socket.socket, socket.socket]:
-        ours, theirs = socket.socketpair()
-        self._open.callback(ours.close)
-        self._open.callback(theirs.close)
-        return ours, theirs
-
-    def _check_memory(self) -> None:
-        # Others may have replaced the memory with arguments of their own.
-        path = self._execute("qom-get", {"path": "/machine", "property": "memory-backend"})
-        shared = path and self._execute("qom-get", {"path": path, "property": "share"})
-        if not shared:
-            raise MemoryNotShared(
-                "guest RAM is not shared, so no vfio-user device can reach it: "
-                "use a memory-backend-memfd with share=on",
-                self._evidence(),
+        with initial_ram_disk(self._initramfs, self._files) as disk:
+            boot = Boot(
+                kernel=self._kernel,
+                initramfs=Path(f"/proc/self/fd/{disk.fileno()}"),
+                command_line=self._words,
+                device_tree=self._device_tree,
             )
+            arguments = (
+                *machine_arguments(self.machine),
+                *boot_arguments(self.machine, boot),
+                *devices,
+                *self._more,
+            )
+            self._emulator = Emulator(
+                self.machine,
+                self._qemu,
+                arguments,
+                inherited=[disk.fileno()],
+                listener=self._listener,
+            )
+        self._open.callback(self._emulator.close)
+        self._shell = Shell(self._emulator.console)
+        return self._emulator
 
     def _greet(self, deadline: float, limit: float) -> None:
         assert self._shell is not None
@@ -329,54 +277,22 @@ class Guest:
             raise self._explain(error, "booting", limit) from None
 
     def _execute(self, command: str, arguments: Mapping[str, object]) -> object:
-        assert self._monitor is not None
-        limit = self.machine.timeouts.command
+        assert self._emulator is not None
         try:
-            return self._monitor.execute(command, arguments, limit)
-        except (MonitorClosed, MonitorTimeout) as error:
-            raise self._explain(error, f"running {command!r} in QEMU", limit) from None
+            return self._emulator.execute(command, arguments)
+        except LabError as error:
+            self._failure = error
+            raise
 
     def _require(self) -> None:
         if self._failure is not None:
             raise self._failure
 
     def _explain(self, error: Exception, doing: str, limit: float) -> LabError:
-        """Tell a panic, the end of QEMU and a time-out apart, and keep it for later calls."""
-        assert self._process is not None
-        assert self._console is not None
-        # A QEMU that ends closes its sockets; a kernel that panics ends QEMU.
-        ending = isinstance(error, (ConsoleClosed, PanicSeen, MonitorClosed))
-        self._console.drain(_LAST_WORDS if isinstance(error, PanicSeen) else 0)
-        exit_code = self._process.wait(_LAST_WORDS if ending else 0)
-        evidence = self._evidence()
-        reason = self._console.panic_reason()
-        old = refusal_of_old(self.machine.arch, self._emulator.version, evidence.qemu_output)
-        if reason is not None:
-            self._failure = GuestPanic(reason, evidence)
-        elif exit_code is None:
-            self._failure = GuestTimeout(f"no answer within {limit:g} s while {doing}", evidence)
-        elif old is not None:
-            self._failure = QemuTooOld(old, evidence)
-        else:
-            self._failure = QemuExited(_how_it_ended(evidence, doing), evidence)
+        """What is to be said of it, now and by later calls."""
+        assert self._emulator is not None
+        self._failure = self._emulator.explain(error, doing, limit)
         return self._failure
-
-    def _evidence(self) -> Evidence:
-        assert self._process is not None
-        return Evidence(
-            command_line=self._command_line,
-            exit_code=self._process.exit_code,
-            console=tuple(self.console_log().splitlines()[-_EVIDENCE_LINES:]),
-            qemu_output=self._process.output(),
-        )
-
-
-def _how_it_ended(evidence: Evidence, doing: str) -> str:
-    if evidence.exit_code == 0:
-        return f"the guest switched itself off or rebooted while {doing}"
-    how = f"QEMU {describe_exit(evidence.exit_code)} while {doing}"
-    lines = [line for line in evidence.qemu_output.splitlines() if "warning:" not in line]
-    return f"{how}: {lines[-1]}" if lines else how
 
 
 def _short(command: str) -> str:

@@ -35,7 +35,7 @@ def session_command(device: str, terminal: int) -> str:
 def pass_through(console: Console, end: bytes, source: int, sink: int) -> bytes | None:
     """Connect a terminal (descriptors to read and to write) with the console.
 
-    Returns what the guest printed after `end`, or None when the person typed Ctrl-] or closed
+    Returns what the guest printed after `end`, unless that is empty, or None when the person typed Ctrl-] or closed
     the terminal. Raises `ConsoleClosed`.
     """
     held = b""
@@ -52,7 +52,7 @@ def pass_through(console: Console, end: bytes, source: int, sink: int) -> bytes 
                 held += console.receive(0)
             except ConsoleTimeout:
                 continue
-            shown, found, rest = held.partition(end)
+            shown, found, rest = held.partition(end) if end else (held, b"", b"")
             # What may be the beginning of `end` waits for what follows.
             keep = 0 if found else _overlap(shown, end)
             held = shown[len(shown) - keep :]

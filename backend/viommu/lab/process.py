@@ -1,6 +1,7 @@
 """A child process that dies with its parent and leaves nothing behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,19 @@ _EXEC_BOUND = Path(__file__).with_name("exec_bound.py")
 class BoundProcess:
     """Runs `argv` in a session of its own; this process's death kills it, whatever the cause.
 
-    `pass_fds` are inherited. Standard input is empty; what the process prints is kept, see
+    It gets `death_signal` then. `pass_fds` are inherited. Standard input is empty; what the process prints is kept, see
     `output()`. A terminal's Ctrl-C does not reach it: `close()` ends it.
     """
 
-    def __init__(self, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> None:
-        self._argv = [sys.executable, "-I", "-S", str(_EXEC_BOUND), str(os.getpid()), *argv]
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        death_signal: signal.Signals = signal.SIGKILL,
+    ) -> None:
+        starter = [sys.executable, "-I", "-S", str(_EXEC_BOUND)]
+        self._argv = [*starter, str(os.getpid()), str(int(death_signal)), *argv]
         self._pass_fds = tuple(pass_fds)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._ended = threading.Event()

@@ -14,6 +14,10 @@ OLDEST = "10.1"
 _NO_VFIO_USER = "'vfio-user-pci' is not a valid device model name"
 
 
+Properties = Mapping[str, object]
+"""Of a `-device`, by name."""
+
+
 @dataclass(frozen=True)
 class Boot:
     """What to boot: paths of the kernel and the initial RAM disk, and words for the kernel."""
@@ -30,7 +34,9 @@ def memory_arguments(memory_mib: int) -> list[str]:
     return ["-m", f"{memory_mib}M", "-object", backend, "-machine", "memory-backend=ram"]
 
 
-def device_arguments(device: Device, socket_path: Path) -> list[str]:
+def device_arguments(
+    device: Device, socket_path: Path, properties: Properties | None = None
+) -> list[str]:
     """The arguments that plug a served device into its slot, or into a root port there."""
     function = {
         "driver": "vfio-user-pci",
@@ -38,6 +44,7 @@ def device_arguments(device: Device, socket_path: Path) -> list[str]:
         "bus": "pcie.0",
         "addr": f"{device.slot:#x}",
         "socket": {"type": "unix", "path": str(socket_path)},
+        **(properties or {}),
     }
     if device.bus is None:
         return ["-device", json.dumps(function)]
@@ -77,8 +84,12 @@ def socket_arguments(*, monitor: int, console: int) -> list[str]:
     ]
 
 
-def plug(machine: Machine, sockets: Mapping[str, Path]) -> list[str]:
-    """The arguments for those of the machine's devices that are served, by name.
+def plug(
+    machine: Machine,
+    sockets: Mapping[str, Path],
+    properties: Mapping[str, Properties] | None = None,
+) -> list[str]:
+    """The arguments for those of the machine's devices that are served, by name; so are `properties` of theirs.
 
     Raises `ConfigError` for a name that the machine does not have, `SocketPathError` for a
     socket that is not there.
@@ -89,7 +100,7 @@ def plug(machine: Machine, sockets: Mapping[str, Path]) -> list[str]:
         check_socket_length(path)
         if not path.is_socket():
             raise SocketPathError(f"nobody serves {name!r}: there is no socket {path}")
-        arguments += device_arguments(device, path)
+        arguments += device_arguments(device, path, (properties or {}).get(name))
     return arguments
 
 

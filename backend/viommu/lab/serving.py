@@ -16,6 +16,7 @@ from viommu.control import ControlClient
 from viommu.lab.errors import LabError
 from viommu.lab.process import BoundProcess
 from viommu.lab.rundir import RunDirectory
+from viommu.lab.user_disk import UserDisk
 from viommu.trace_file import TraceReader
 
 CONTROL_NAME = "control.sock"
@@ -32,7 +33,7 @@ class Serving:
 
     `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens; with `ledger`
     the trace has what `viommu.ledger.Ledger` needs. `smmu` are lines for the machine's `[smmu]` table, `faults` is the
-    path of a plan.
+    path of a plan, `disk` takes the place of the machine's own.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Serving:
         smmu: str = "",
         seed: int = 0,
         faults: Path | None = None,
+        disk: UserDisk | None = None,
     ) -> None:
         self._directory = RunDirectory()
         self._open = ExitStack()
@@ -52,6 +54,8 @@ class Serving:
         argv = [sys.executable, "-P", "-m", "viommu.cli", "serve", str(machine)]
         argv += ["--directory", str(self._directory.path), "--seed", str(seed)]
         argv += ["--ready-fd", str(writer)]
+        if disk is not None:
+            argv += disk.options()
         if smmu:
             argv += ["--smmu", smmu]
         if self._trace is not None:

@@ -1,7 +1,8 @@
 """What an enabled controller does: it fetches commands, carries them out and posts their completions.
 
-Each of these is a task, so that many transactions are in flight. A submission queue is fetched from as long as it has
-entries and room for them; what waits for a place in its completion queue counts. Completions go out in order.
+Each of these is a task, so that several transactions are in flight. What the admin queue wants, and completions, come
+before I/O commands. A submission queue is fetched from as long as it has entries and room for them; what waits for a
+place in its completion queue counts. Completions go out in order.
 """
 
 from viommu.endpoints.nvme.admin import AdminCommands
@@ -20,7 +21,9 @@ from viommu.trace import Tracer
 BURST = 8
 """Entries that one transaction fetches or posts at most."""
 EXECUTING = 64
-"""I/O commands that are carried out at the same time, each with its data."""
+"""I/O commands that are there at the same time."""
+TOGETHER = 3
+"""Of them, and of fetches and completions, so many take turns. With more, none would be done before all are."""
 _ADMIN = {int(opcode): opcode.name for opcode in AdminOpcode}
 _IO = {int(opcode): opcode.name for opcode in IoOpcode}
 _POINTERS = {int(pointer): pointer.name for pointer in DataPointer}
@@ -47,7 +50,7 @@ class Engine:
         self._name, self._queues, self._transfers = name, queues, transfers
         self._interrupts, self._logs, self._tracer = interrupts, logs, tracer
         self.events = AsyncEvents()
-        self.tasks = Tasks()
+        self.tasks = Tasks(TOGETHER)
         self._executing = 0
         self._admin, self._io = admin, io
 
@@ -93,7 +96,7 @@ class Engine:
 
     def _kick(self, queue: SubmissionQueue) -> None:
         if queue.fetch is None and self._room(queue):
-            queue.fetch = self.tasks.spawn(self._fetch(queue))
+            queue.fetch = self.tasks.spawn(self._fetch(queue), urgent=queue.id == 0)
 
     def _fetch(self, queue: SubmissionQueue) -> Steps:
         while count := self._room(queue):
@@ -119,7 +122,8 @@ class Engine:
             self._fail(queue, entry, CommandFailed(Status.COMMAND_ID_CONFLICT))
             return
         self._executing += queue.id != 0
-        queue.commands[command_id] = self.tasks.spawn(self._execute(queue, entry, command_id))
+        work = self._execute(queue, entry, command_id)
+        queue.commands[command_id] = self.tasks.spawn(work, urgent=queue.id == 0)
 
     # Carrying out
 
@@ -205,7 +209,7 @@ class Engine:
         queue = pending.sq.completions
         queue.pending.append(pending)
         if queue.post is None:
-            queue.post = self.tasks.spawn(self._write(queue))
+            queue.post = self.tasks.spawn(self._write(queue), urgent=queue.id == 0, early=True)
 
     def _write(self, queue: CompletionQueue) -> Steps:
         while queue.pending:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator
 
 from viommu.endpoints.nvme import prps, sgls
+from viommu.endpoints.nvme.buffers import Buffers
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import MAX_TRANSFER, NAMESPACE
@@ -37,6 +38,7 @@ class IoCommands:
     ) -> None:
         self._transfers, self._store, self._block = transfers, store, block_size
         self._blocks = store.size // block_size
+        self._buffers = Buffers(MAX_TRANSFER)
         self._features, self._logs, self._page = features, logs, page
         self._works: dict[int, Callable[[SubmissionEntry], Steps]] = {
             IoOpcode.READ: self._read,
@@ -61,33 +63,36 @@ class IoCommands:
     def _read(self, entry: SubmissionEntry) -> Steps:
         command = BlocksCommand(entry.value)
         offset, size, segments = yield from self._locate(command)
-        buffer = self._load(offset, size)
-        if command.prp_or_sgl:
-            segments, buffer = sgls.kept(segments, buffer)
-        yield from self._transfers.move(segments, buffer, write=True)
+        with self._buffers.lend(size) as buffer:
+            self._load(offset, buffer)
+            kept = buffer
+            if command.prp_or_sgl:
+                segments, kept = sgls.kept(segments, buffer)
+            yield from self._transfers.move(segments, kept, write=True)
         self._logs.reads += 1
         self._logs.bytes_read += size
 
     def _write(self, entry: SubmissionEntry) -> Steps:
         command = BlocksCommand(entry.value)
         offset, size, segments = yield from self._locate(command)
-        buffer = memoryview(bytearray(size))
-        yield from self._transfers.move(segments, buffer, write=False)
-        try:
-            self._store.write(offset, buffer)
-            self._written(command)
-        except OSError:
-            self._logs.media_errors += 1
-            raise CommandFailed(Status.WRITE_FAULT) from None
+        with self._buffers.lend(size) as buffer:
+            yield from self._transfers.move(segments, buffer, write=False)
+            try:
+                self._store.write(offset, buffer)
+                self._written(command)
+            except OSError:
+                self._logs.media_errors += 1
+                raise CommandFailed(Status.WRITE_FAULT) from None
         self._logs.writes += 1
         self._logs.bytes_written += size
 
     def _compare(self, entry: SubmissionEntry) -> Steps:
         offset, size, segments = yield from self._locate(BlocksCommand(entry.value))
-        buffer = memoryview(bytearray(size))
-        yield from self._transfers.move(segments, buffer, write=False)
-        if self._load(offset, size) != buffer:
-            raise CommandFailed(Status.COMPARE_FAILURE)
+        with self._buffers.lend(size) as buffer, self._buffers.lend(size) as ours:
+            yield from self._transfers.move(segments, buffer, write=False)
+            self._load(offset, ours)
+            if ours != buffer:
+                raise CommandFailed(Status.COMPARE_FAILURE)
 
     def _flush(self, entry: SubmissionEntry) -> Steps:  # noqa: ARG002 - it has no fields
         yield None
@@ -128,14 +133,12 @@ class IoCommands:
             size = (command.blocks + 1) * self._block
             self._store.flush(command.first_block * self._block, size)
 
-    def _load(self, offset: int, size: int) -> memoryview:
-        buffer = memoryview(bytearray(size))
+    def _load(self, offset: int, buffer: memoryview) -> None:
         try:
             self._store.read(offset, buffer)
         except OSError:
             self._logs.media_errors += 1
             raise CommandFailed(Status.UNRECOVERED_READ_ERROR) from None
-        return buffer
 
     def _locate(
         self, command: BlocksCommand

@@ -1,4 +1,4 @@
-"""`python -m viommu.lab.provision [--check] [--guest NAME]`: provides the parts that are missing, or names them."""
+"""`python -m viommu.lab.provision [--check] [--disks] [--guest NAME]`: provides what is missing, or names it."""
 
 import argparse
 import sys
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from viommu.lab.assets import cache_directory
-from viommu.lab.provision import guest_image, libvfio_user, qemu
+from viommu.lab.provision import boot_tools, guest_image, libvfio_user, qemu
 from viommu.lab.provision.apt import PrivateApt
 from viommu.lab.provision.cache import Cache, Entry, ProvisionError
 from viommu.lab.provision.progress import Say
 
 _FILES = ("path", "kernel", "initramfs")
+DISKS = "disks"
+"""What `viommu boot --disk` needs, among what is provided on demand."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ class Part:
 
 
 def parts(further: Sequence[str] = ()) -> Iterator[Part]:
-    """Every part, the ones that need least first; and the guests of `ON_DEMAND` whose names are in `further`."""
+    """Every part, the ones that need least first; of `ON_DEMAND` those guests whose names are in `further`.
+
+    `DISKS` there is what `viommu boot --disk` needs.
+    """
     yield Part("libvfio-user", ("libvfio_user",), libvfio_user.key, libvfio_user.provide)
     for guest in guest_image.GUESTS:
         name = guest.architecture
@@ -64,20 +69,22 @@ def parts(further: Sequence[str] = ()) -> Iterator[Part]:
             f"guest for {guest.name}", ("guests", guest.name),
             partial(guest_image.key, guest), partial(guest_image.provide, guest),
         )  # fmt: skip
+    if DISKS in further:
+        yield Part("UEFI, qemu-nbd", ("boot_tools",), boot_tools.key, boot_tools.provide)
 
 
-def _asked_for(manifest: dict[str, Any]) -> tuple[str, ...]:
-    """The guests that are there. One that was asked for once is a part like the others."""
-    return tuple(manifest.get("guests", ()))
+def asked_for(manifest: dict[str, Any]) -> tuple[str, ...]:
+    """What is there on demand. What was asked for once is a part like the others."""
+    return (*manifest.get("guests", ()), *([DISKS] if "boot_tools" in manifest else []))
 
 
 def provision(cache: Cache, say: Say, further: Sequence[str] = ()) -> bool:
     """Provides what is missing; returns whether anything was. Raises `ProvisionError`.
 
-    `further` are guests of `ON_DEMAND` by name.
+    `further` is what of `parts` is there on demand only.
     """
     manifest = cache.read_manifest()
-    wanted = list(parts((*further, *_asked_for(manifest))))
+    wanted = list(parts((*further, *asked_for(manifest))))
     if all(part.find(manifest) for part in wanted):
         return False
     with cache.locked(say):
@@ -98,7 +105,7 @@ def check(cache: Cache) -> bool:
     manifest = cache.read_manifest()
     table = Table("Part", "Version", "Where from", "State", title=f"Cache: {cache.directory}")
     complete = True
-    for part in parts(_asked_for(manifest)):
+    for part in parts(asked_for(manifest)):
         entry = part.find(manifest)
         complete &= entry is not None
         if entry is None:
@@ -140,6 +147,10 @@ def main() -> int:
     parser.add_argument(
         "--guest", action="append", default=[], help="another kernel too, for `viommu boot --guest`",
         choices=[guest.name for guest in guest_image.ON_DEMAND],
+    )  # fmt: skip
+    parser.add_argument(
+        "--disks", action="append_const", const=DISKS, dest="guest",
+        help="UEFI firmware and qemu-nbd too, for `viommu boot --disk`",
     )  # fmt: skip
     options = parser.parse_args()
     return set_up(options.guest, check_only=options.check)

@@ -370,3 +370,13 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
         with target.open("wb") as file:
             shutil.copyfileobj(content, file)
         target.chmod(member.mode & 0o755 | 0o600)
+
+
+def command_in(root: Path, name: str) -> list[str]:
+    """Runs a program with the loader and libraries of `root`: its libc may be newer than the host's."""
+    loaders = sorted((root / "usr/lib").glob("*/ld-linux*.so.*"))
+    if not loaders:
+        raise ProvisionError(f"No dynamic loader in {root}: remove it and run viommu setup again.")
+    libraries = f"{loaders[0].parent}:{root / 'usr/lib'}"
+    program = str(root / "usr/bin" / name)
+    return [str(loaders[0]), "--library-path", libraries, "--argv0", name, program]

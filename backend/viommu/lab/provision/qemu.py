@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from viommu.lab.provision.apt import BACKPORTS, PrivateApt, unpack
+from viommu.lab.provision.apt import BACKPORTS, PrivateApt, command_in, unpack
 from viommu.lab.provision.cache import Cache, Entry, ProvisionError, recipe_key
 from viommu.lab.provision.progress import Say
 
@@ -95,13 +95,5 @@ def _install(name: str, cache: Cache, apt: PrivateApt, say: Say) -> None:
 
 
 def _command(root: Path, name: str) -> list[str]:
-    """Runs a program with the loader and libraries of `root`: its libc may be newer than the host's."""
-    loaders = sorted((root / "usr/lib").glob("*/ld-linux*.so.*"))
-    if not loaders:
-        raise ProvisionError(f"No dynamic loader in {root}: remove it and run scripts/setup again.")
-    loader = str(loaders[0])
     data = [argument for path in _DATA_DIRECTORIES for argument in ("-L", str(root / path))]
-    return [
-        loader, "--library-path", f"{loaders[0].parent}:{root / 'usr/lib'}",
-        "--argv0", name, str(root / "usr/bin" / name), *data,
-    ]  # fmt: skip
+    return [*command_in(root, name), *data]

@@ -1,27 +1,30 @@
-"""Block stores in files: what a served NVMe controller keeps beyond the server's life."""
+"""A raw image, or a block device, as a block store."""
 
 import ctypes
+import errno
+import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+import struct
 from pathlib import Path
 
-from viommu.endpoints.nvme.store import BlockStore, RamDisk
-from viommu.endpoints.nvme.write_cache import WriteCache
-
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+# The bytes of an image that QEMU locks to say that it writes, and that no other may (block/file-posix.c there).
+_WRITES, _ALONE = 101, 201
+_FLOCK = struct.Struct("@hhqqi")  # type, whence, start, length, process
 
 
 class RawFile:
     """A raw image or a block device. Raises `OSError` when it cannot be opened.
 
-    With `size` it is made, sparse, when it is not there yet. What is written is the kernel's until `flush`.
+    With `size` it is made, sparse, when it is not there yet. What is written is the kernel's until `flush`. Nobody else
+    who locks images as QEMU does, another server included, can write to it meanwhile.
     """
 
     def __init__(self, path: Path, size: int | None = None) -> None:
         flags = os.O_RDWR | (0 if size is None else os.O_CREAT)
         self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
         try:
+            self._lock(path)
             self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
             if self.size == 0 and size is not None:
                 os.truncate(self._descriptor, size)
@@ -31,6 +34,26 @@ class RawFile:
             raise
         self._fallocate = ctypes.CDLL(None, use_errno=True).fallocate
         self._fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+
+    def _lock(self, path: Path) -> None:
+        """Lock what a QEMU that wrote would lock, then see whether somebody else has locked it."""
+        try:
+            for byte in (_WRITES, _ALONE):
+                self._byte_lock(fcntl.F_OFD_SETLK, fcntl.F_RDLCK, byte)
+            found = [
+                self._byte_lock(fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte)
+                for byte in (_WRITES, _ALONE)
+            ]
+        except OSError:
+            return  # not every file system has locks
+        if found != [fcntl.F_UNLCK, fcntl.F_UNLCK]:
+            raise OSError(errno.EBUSY, "in use by another program: end that first", os.fspath(path))
+
+    def _byte_lock(self, command: int, kind: int, byte: int) -> int:
+        """Returns what kind of lock is in the way, or was set."""
+        wanted = _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0)
+        answer = fcntl.fcntl(self._descriptor, command, wanted)
+        return int(_FLOCK.unpack(answer)[0])
 
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer`; what lies beyond a file that has shrunk is an `OSError`."""
@@ -58,18 +81,3 @@ class RawFile:
     def close(self) -> None:
         """Close the file, once."""
         os.close(self._descriptor)
-
-
-@contextmanager
-def open_disk(
-    path: Path | None, size: int | None, *, volatile: bool = False
-) -> Iterator[BlockStore]:
-    """The store of a machine's disk: the file at `path`, which is made when `size` says how large, or else RAM.
-
-    With `volatile` the file has what was flushed, and no more. Raises `OSError` when it cannot be opened.
-    """
-    if path is None:
-        yield RamDisk(size or 0)
-        return
-    with closing(RawFile(path, size)) as store:
-        yield WriteCache(store) if volatile else store
