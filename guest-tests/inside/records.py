@@ -1,7 +1,9 @@
 """Writes numbered files, each made to last before its number is told, and knows what must be in them.
 
-python3 records.py write DIR         # one number a line, until a write fails
-python3 records.py check DIR LAST    # those up to LAST that are not as they were; a line of JSON
+    python3 records.py write DIR         # one number a line, until a write fails
+    python3 records.py check DIR LAST    # those up to LAST that are not as they were
+
+`check` prints a line of JSON.
 """
 
 import json
