@@ -154,8 +154,8 @@ def test_the_root_is_on_the_disk(
     """A driver that is built in probes before any user space. So nobody has bound the SMMU's driver."""
     nvme.make_file_system()
     nvme.run(
-        "cd / && cp -a bin etc init lib lib64 root sbin usr viommu /mnt && "
-        "mkdir /mnt/dev /mnt/proc /mnt/run /mnt/sys /mnt/tmp && umount /mnt"
+        "cd /mnt && mkdir -p usr/bin dev proc root run sys tmp && cp -a /bin /init . && "
+        "cp /usr/bin/busybox usr/bin && cd / && umount /mnt"
     )
     shutil.copy(nvme.image, tmp_path)
     root = "rdinit=/none root=/dev/nvme0n1 rootfstype=ext4 rootwait rw init=/init"
