@@ -133,9 +133,13 @@ class NvmeRig:
         `patience` is how long the driver waits, in seconds; for a command of its own a little longer. It uses no SGL.
         """
         mark = self.mark()
+        self.run(
+            "[ -p /run/ask ] || { mkfifo /run/ask /run/answer; "
+            f"python3 /viommu/inside/disk.py meet {DISK} /run/ask /run/answer > /dev/null 2>&1 & }}"
+        )
         output = self.run(
             f"{_patience(patience, patience + 1)}; echo 0 > {SGL_THRESHOLD}; "
-            f"PYTHONPATH=/viommu python3 /viommu/inside/disk.py meet {DISK} {transfer}; "
+            f"echo {transfer} > /run/ask; cat /run/answer; "
             f"{_patience(IO_PATIENCE, ADMIN_PATIENCE)}; echo {32 << 10} > {SGL_THRESHOLD}; dmesg | sed '1,/{mark}/d'"
         )
         # When nobody cares for the pin, the kernel tells the console so.

@@ -5,9 +5,9 @@
     python3 disk.py forget DISK MIB         # write zeros, and flush nothing
     python3 disk.py random DISK MIB COUNT   # 4 KiB blocks of the last MIB, written and read in any order
     python3 disk.py load DISK MIB FILE      # the same until FILE is gone, one round after the other
-    python3 disk.py meet DISK read|write SIZE   # one that something happens to, at the beginning of the disk
+    python3 disk.py meet DISK ASK ANSWER    # by two FIFOs: `read SIZE` or `write SIZE`, to which something happens
 
-Each prints one line of JSON.
+Each prints one line of JSON; `meet` answers with one, each time, and never ends: Python takes long to start.
 """
 
 import json
@@ -49,6 +49,9 @@ class Disk:
 
     def flush(self) -> None:
         os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def fill(disk: Disk, mib: str) -> Result:
@@ -119,10 +122,24 @@ def meet(disk: Disk, direction: str, size: str) -> Result:
     return met
 
 
+def meet_all(path: str, ask: str, answer: str) -> None:
+    """Whenever one asks. In between, the disk is not open: others unbind it."""
+    while True:
+        with open(ask) as asked:  # noqa: PTH123 - pathlib is slow to import
+            direction, size = asked.read().split()
+        disk = Disk(path)
+        met = meet(disk, direction, size)
+        disk.close()
+        with open(answer, "w") as answered:  # noqa: PTH123
+            answered.write(f"{json.dumps(met)}\n")
+
+
 if __name__ == "__main__":
     command, path, *rest = sys.argv[1:]
+    if command == "meet":
+        meet_all(path, *rest)
     commands: dict[str, Any] = {
         "fill": fill, "check": check, "forget": forget,
-        "random": random, "load": load, "meet": meet,
+        "random": random, "load": load,
     }  # fmt: skip
     print(json.dumps(commands[command](Disk(path), *rest)))
