@@ -69,6 +69,8 @@ class Configuration:
         self._stes: dict[int, StreamTableEntry] = {}
         self._contexts: dict[tuple[int, int], StreamContext | None] = {}
         self._bad: dict[tuple[int, int], EventType] = {}
+        self._answers: dict[tuple[int, int | None], StreamContext | None] = {}
+        # What `lookup` has found since any of these lost something, for STEs that override nothing.
         self.base = StrtabBase()
         self.base_cfg = StrtabBaseCfg()
         self.e2h = False
@@ -96,6 +98,7 @@ class Configuration:
 
     def invalidate_all(self) -> None:
         """CMD_CFGI_ALL, and reset."""
+        self._answers.clear()
         self._stes.clear()
         self._contexts.clear()
         self._bad.clear()
@@ -104,6 +107,7 @@ class Configuration:
         """The STEs of an aligned group of 2^range_log2 StreamIDs, and all CDs reached through them (4.3.1, 4.3.2)."""
         if not (self._stes or self._contexts or self._bad):
             return
+        self._answers.clear()
         group = stream_id >> range_log2
         for stream in [s for s in self._stes if s >> range_log2 == group]:
             del self._stes[stream]
@@ -111,6 +115,7 @@ class Configuration:
 
     def invalidate_cd(self, stream_id: int, substream_id: int) -> None:
         """CMD_CFGI_CD (4.3.3)."""
+        self._answers.clear()
         self._contexts.pop((stream_id, substream_id), None)
         self._bad.pop((stream_id, substream_id), None)
 
@@ -119,6 +124,7 @@ class Configuration:
         self._forget(lambda stream, substream: stream == stream_id and substream != NO_STAGE_1)
 
     def _forget(self, chosen: Callable[[int, int], bool]) -> None:
+        self._answers.clear()
         for key in [k for k in self._contexts if chosen(*k)]:
             del self._contexts[key]
         for key in [k for k in self._bad if chosen(*k)]:
@@ -131,14 +137,23 @@ class Configuration:
 
         Raises `Fault`. `address` is the input address, which a stage 2 fault of a CD fetch records.
         """
+        asked = access.stream_id, access.substream_id
+        if asked in self._answers:
+            return access, self._answers[asked]
         ste = self.ste(access)
         if ste.config not in _WORKING:
             raise Fault(None)  # Config 0b0xx aborts without an event (5.2)
         access = self.overridden(ste, access)
+        context = self._context(ste, access, address)
+        if not self._overrides(ste):
+            self._answers[asked] = context
+        return access, context
+
+    def _context(self, ste: StreamTableEntry, access: Access, address: int) -> StreamContext | None:
         substream_id = self._select_substream(ste, access)
         key = access.stream_id, substream_id
         try:
-            return access, self._contexts[key]
+            return self._contexts[key]
         except KeyError:
             pass
         if key in self._bad:
@@ -150,7 +165,7 @@ class Configuration:
                 if not self._known(access.stream_id, other):
                     with suppress(Fault):
                         self._find_context(ste, access, other, address)
-        return access, context
+        return context
 
     def _find_context(
         self, ste: StreamTableEntry, access: Access, substream_id: int, address: int
@@ -159,6 +174,7 @@ class Configuration:
         if substream_id != NO_STAGE_1:
             stage_1 = self._fetch_cd(ste, access, substream_id, address)
         if len(self._contexts) >= _CACHE_LIMIT:
+            self._answers.clear()
             self._contexts.clear()
         context = stream_context(ste, stage_1, self._features)
         self._contexts[access.stream_id, substream_id] = context
@@ -184,9 +200,12 @@ class Configuration:
             ste = self._fetch_ste(access)
         return ste
 
+    def _overrides(self, ste: StreamTableEntry) -> bool:
+        return self._features.permission_overrides and bool((ste.privcfg | ste.instcfg) & 2)
+
     def overridden(self, ste: StreamTableEntry, access: Access) -> Access:
         """PRIVCFG and INSTCFG (5.2): 0 takes what came, 2 clears, 3 sets; 1 is reserved and takes what came."""
-        if self._features.permission_overrides and (ste.privcfg | ste.instcfg) & 2:
+        if self._overrides(ste):
             if ste.privcfg & 2:
                 access = access._replace(privileged=ste.privcfg == 3)
             if ste.instcfg & 2:
@@ -243,6 +262,7 @@ class Configuration:
         if not ste.valid or (ste.config in _WORKING and ste_illegal(ste, self._features)):
             raise self._refuse(EventType.C_BAD_STE, access, NO_STAGE_1)
         if len(self._stes) >= _CACHE_LIMIT:
+            self._answers.clear()
             self._stes.clear()
         self._stes[access.stream_id] = ste
         return ste
