@@ -204,6 +204,15 @@ class NvmeRig:
         for process in (self.guest.pid, self.rig.serving.pid):
             os.kill(process, signal.SIGKILL)
 
+    def unplug(self) -> None:
+        """Until the guest has let go of the function, and QEMU too: only then its name can be used again."""
+        self.guest.qmp("device_del", id="nvme0")
+        self.run(f"while [ -e {FUNCTION} ]; do sleep 0.1; done")
+        deadline = time.monotonic() + 30
+        while "'nvme0'" in str(self.guest.qmp("qom-list", path="/machine/peripheral")):
+            assert time.monotonic() < deadline, "QEMU keeps the function"
+            time.sleep(0.05)
+
     def serve_again(self) -> Path:
         """Another server on the same disk; returns the socket of the function."""
         self._again = Serving(self._path)

@@ -213,8 +213,7 @@ def test_the_server_is_killed_under_load(
         nvme.make_file_system()
         durable = nvme.write_records(40, then=nvme.kill_server)
         nvme.run("umount /mnt")
-        nvme.guest.qmp("device_del", id="nvme0")
-        nvme.run(f"while [ -e {FUNCTION} ]; do sleep 0.1; done")
+        nvme.unplug()
         socket = {"type": "unix", "path": str(nvme.serve_again())}
         nvme.guest.qmp(
             "device_add", driver="vfio-user-pci", id="nvme0", bus="nvme0-port", socket=socket
