@@ -22,7 +22,7 @@ BURST = 8
 """Entries that one transaction fetches or posts at most."""
 EXECUTING = 64
 """I/O commands that are there at the same time."""
-TOGETHER = 3
+TOGETHER = 4
 """Of them, and of fetches and completions, so many take turns. With more, none would be done before all are."""
 _ADMIN = {int(opcode): opcode.name for opcode in AdminOpcode}
 _IO = {int(opcode): opcode.name for opcode in IoOpcode}
