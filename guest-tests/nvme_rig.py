@@ -56,6 +56,7 @@ class NvmeRig:
         smmu: bool = True,
         volatile: bool = False,
         msix: bool = True,
+        cpus: int = 1,
         modules: str = "",
         command_line: str = "",
         **guest: Any,
@@ -64,7 +65,7 @@ class NvmeRig:
         self.image = directory / "disk.raw"
         self._path = directory / "machine.toml"
         text = (machine_directory() / f"{machine}-nvme.toml").read_text("utf-8")
-        text = f"msix = {str(msix).lower()}\n{text}"
+        text = f"msix = {str(msix).lower()}\n{text}".replace("cpus = 1", f"cpus = {cpus}")
         text += f'disk = "{self.image.name}"\nbus = 1\n'
         text += f'write_cache = "{"volatile" if volatile else "host"}"\n'
         self._path.write_text(text, "utf-8")

@@ -128,6 +128,26 @@ def test_a_fault_of_a_dma(nvme: NvmeRig, fault: Fault) -> None:
     assert meet(nvme, fault) == fault.expected(nvme.machine)
 
 
+def test_processors_that_share_a_pin(assets: Assets, tmp_path: Path, viommu_lab: Lab) -> None:
+    """Each lets go of it by a doorbell, whoever is in the handler; asserted for nothing, Linux would disable it."""
+    readers = "; ".join(
+        f"(while [ -e /run/go ]; do dd if={DISK} of=/dev/null bs={size} count=200 iflag=direct; done) &"
+        for size in ("4k", "4k", "64k", "256k")
+    )
+    with NvmeRig("aarch64", assets, tmp_path, cpus=2) as nvme:
+        viommu_lab.watch(nvme.guest)
+        mark = nvme.mark()
+        nvme.run(
+            f"touch /run/go; ({readers.replace('&;', '&')} sleep 12; rm /run/go; wait) 2>/dev/null"
+        )
+        assert nvme.disk(f"fill {DISK} 8") == {"written": 8}
+        assert nvme.disk(f"check {DISK} 8") == {"wrong": []}
+        said = nvme.kernel_log(mark)
+        assert nvme.run("nproc") == "2\n"
+    assert "nobody cared" not in said
+    assert "timeout" not in said
+
+
 @pytest.mark.parametrize("machine", MACHINES)
 def test_the_driver_is_a_module(
     machine: str, pytestconfig: pytest.Config, tmp_path: Path, viommu_lab: Lab

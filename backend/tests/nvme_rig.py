@@ -4,6 +4,8 @@ Nothing here comes from `viommu.layouts`: a wrong bit there must show.
 """
 
 import struct
+import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.engine_rig import BASE, RecordingPort
@@ -135,7 +137,12 @@ class NvmeRig:
     """The controller enabled, with an admin queue; `io` makes a pair of I/O queues."""
 
     def __init__(
-        self, store: BlockStore | None = None, *, ram: int = 4 << 20, enable: bool = True
+        self,
+        store: BlockStore | None = None,
+        *,
+        ram: int = 4 << 20,
+        enable: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ram = bytearray(ram)
         memory = GuestMemory()
@@ -145,7 +152,7 @@ class NvmeRig:
         self.events: list[Event] = []
         tracer = Tracer()
         tracer.subscribe(self.events.append)
-        self.nvme = NvmeController(self.port, self.store, tracer=tracer)
+        self.nvme = NvmeController(self.port, self.store, tracer=tracer, clock=clock)
         self.interrupts: list[int] = []
         self.nvme.interrupt = self._interrupt
         if enable:

@@ -118,7 +118,7 @@ def test_identify_in_two_pages(rig: NvmeRig) -> None:
         (8, 0, 0x0102, 0x0102),
         (9, 5, 0x1_0005, 0x1_0005),
         (0xA, 0, 1, 1),
-        (0xB, 0, 0xFFFF, 0xFF),
+        (0xB, 0, 0xFFFF, 0x1FF),
     ],
 )
 def test_features(rig: NvmeRig, feature: int, default: int, written: int, read: int) -> None:
@@ -190,6 +190,12 @@ def test_the_health_log_counts(rig: NvmeRig) -> None:
 def test_the_firmware_log(rig: NvmeRig) -> None:
     data = log(rig, 3)
     assert (data[0], data[8:16]) == (1, b"1.0".ljust(8))
+
+
+def test_no_namespace_has_changed(rig: NvmeRig) -> None:
+    assert log(rig, 4, 4096) == bytes(4096)
+    assert rig.admin.do(IDENTIFY, 1, prp1=DATA).status == 0
+    assert int.from_bytes(rig.read(DATA + 92, 4), "little") == 1 << 8, "and events would tell of it"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ from tests.nvme_rig import (
     VS,
     WRITE,
     NvmeRig,
-    Queue,
     command,
 )
 from viommu.endpoints.nvme.controller import NvmeController
@@ -156,76 +155,6 @@ def test_message_interrupts_are_those_of_the_queue() -> None:
     rig.set(INTMS, ~0 & 0xFFFF_FFFF)
     queue.do(FLUSH, nsid=1)
     assert rig.interrupts == [3, 3], "the mask is the pin's"
-
-
-def wired(rig: NvmeRig) -> Queue:
-    queue = rig.io(3)
-    rig.nvme.pin_enabled = lambda: True
-    rig.interrupts.clear()
-    queue.put(command(FLUSH, nsid=1))
-    queue.ring()
-    rig.drain()
-    assert rig.interrupts == [0]
-    return queue
-
-
-def test_the_pin_follows_the_level() -> None:
-    rig = NvmeRig()
-    queue = wired(rig)
-    queue.do_later(FLUSH, nsid=1)
-    assert rig.interrupts == [0], "it is asserted, or about to be"
-    rig.nvme.pin_released()
-    assert rig.interrupts == [0, 0], "that let go of it, and there is still a reason"
-    rig.doorbell(7, 1)
-    rig.nvme.pin_released()
-    assert rig.interrupts == [0, 0, 0], "the driver has looked, and not at the second"
-    assert len(queue.completions()) == 2
-    rig.nvme.pin_released()
-    rig.drain()
-    assert rig.interrupts == [0, 0, 0], "nothing is unread"
-
-
-def test_the_pin_waits_for_a_driver_that_looks_at_several_queues() -> None:
-    rig = NvmeRig()
-    queue = wired(rig)
-    rig.admin.do_later(IDENTIFY, 1, prp1=DATA)
-    assert len(queue.completions()) == 1
-    rig.nvme.pin_released()
-    assert rig.interrupts == [0], "it may be about to look at the other"
-    rig.drain()
-    assert rig.interrupts == [0, 0], "it was not"
-    assert len(rig.admin.completions()) == 1
-    rig.nvme.pin_released()
-    assert rig.interrupts == [0, 0]
-
-
-def test_a_lost_interrupt_is_not_waited_for() -> None:
-    rig = NvmeRig()
-    queue = wired(rig)
-    assert len(queue.completions()) == 1  # by itself: the pin was never asserted
-    queue.put(command(FLUSH, nsid=1))
-    queue.ring()
-    for _ in range(100):
-        rig.nvme.step()
-    assert rig.interrupts == [0], "the first may still be on its way"
-    rig.drain()
-    assert rig.interrupts == [0, 0]
-
-
-def test_an_interrupt_that_comes_late_is_not_sent_twice() -> None:
-    rig = NvmeRig()
-    queue = wired(rig)
-    assert len(queue.completions()) == 1  # before the pin was asserted
-    queue.put(command(FLUSH, nsid=1))
-    queue.ring()
-    for _ in range(100):
-        rig.nvme.step()
-    assert len(queue.completions()) == 1
-    rig.nvme.pin_released()  # there it was
-    rig.drain()
-    assert rig.interrupts == [0]
-    assert queue.do(FLUSH, nsid=1).status == 0
-    assert rig.interrupts == [0, 0]
 
 
 def test_the_pin_can_be_masked() -> None:

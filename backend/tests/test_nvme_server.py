@@ -85,6 +85,7 @@ def test_its_pin(tmp_path: Path, eventfds: list[int]) -> None:
         identify(machine, client, 1)
         assert count(eventfds[0]) == 0, "it is asserted still"
         client.mask(INTX, False)
+        machine.run()
         assert count(eventfds[0]) == 1, "it was let go of, and two completions are unread"
         client.put(0x1004, 2)
         client.mask(INTX, False)

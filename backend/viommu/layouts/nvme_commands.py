@@ -100,6 +100,7 @@ class LogId(IntEnum):
     ERROR_INFORMATION = 0x01
     SMART = 0x02
     FIRMWARE_SLOT = 0x03
+    CHANGED_NAMESPACES = 0x04
 
 
 class IdentifyKind(IntEnum):

@@ -28,6 +28,7 @@ class IdentifyController(Layout, size=4096):
     """As a power of two, in the smallest memory pages."""
     controller_id = octets(78, 79)
     version = octets(80, 83)
+    optional_async_events = octets(92, 95)
     controller_type = octets(111)
     abort_command_limit = octets(258)
     async_event_request_limit = octets(259)

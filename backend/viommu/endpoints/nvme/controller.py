@@ -15,6 +15,7 @@ Shutdown
 """
 
 import struct
+import time
 from collections.abc import Callable
 
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
@@ -77,7 +78,9 @@ class NvmeController(Endpoint):
         name: str = "nvme",
         block_size: int = 512,
         tracer: Tracer | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`clock`, in seconds, is for the interrupt pin alone."""
         self.name = name
         self._port, self._store, self._block_size = port, store, block_size
         self._tracer = tracer if tracer is not None else Tracer()
@@ -85,7 +88,7 @@ class NvmeController(Endpoint):
             self.identity, name, store.size // block_size, block_size
         )
         self._queues = Queues(self.msix_vectors)
-        self._interrupts = Interrupts(self._queues)
+        self._interrupts = Interrupts(self._queues, clock)
         self._transfers = Transfers(port)
         self._logs = Logs()
         self._admin_queues: dict[int, int] = {}

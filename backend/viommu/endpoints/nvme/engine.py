@@ -49,6 +49,7 @@ class Engine:
     ) -> None:
         self._name, self._queues, self._transfers = name, queues, transfers
         self._interrupts, self._logs, self._tracer = interrupts, logs, tracer
+        interrupts.nudge = self._nudge
         self.events = AsyncEvents()
         self.tasks = Tasks(TOGETHER)
         self._executing = 0
@@ -82,10 +83,16 @@ class Engine:
 
     def _tell(self) -> None:
         while (told := self.events.next()) is not None:
-            command_id, result = told
-            queue = self._queues.submission[0]
-            queue.outstanding += 1
-            self._post(Pending(queue, command_id, result, Status.SUCCESS, False))
+            self._complete_request(*told)
+
+    def _nudge(self) -> None:
+        if (told := self.events.nudge()) is not None:
+            self._complete_request(*told)
+
+    def _complete_request(self, command_id: int, result: int) -> None:
+        queue = self._queues.submission[0]
+        queue.outstanding += 1
+        self._post(Pending(queue, command_id, result, Status.SUCCESS, False))
 
     # Fetching
 

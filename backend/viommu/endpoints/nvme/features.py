@@ -3,6 +3,7 @@
 from typing import Final
 
 from viommu.endpoints.nvme.errors import CommandFailed
+from viommu.endpoints.nvme.logs import NAMESPACE_ATTRIBUTE_NOTICES
 from viommu.endpoints.nvme.queues import IO_QUEUES
 from viommu.layouts.nvme_commands import FeatureId, FeaturesCommand, FeatureSelect, Status
 
@@ -21,7 +22,7 @@ _WRITABLE: Final = {
     FeatureId.INTERRUPT_COALESCING: 0xFFFF,
     FeatureId.INTERRUPT_VECTOR_CONFIGURATION: 1 << 16,
     FeatureId.WRITE_ATOMICITY: 1,
-    FeatureId.ASYNC_EVENT_CONFIGURATION: 0xFF,
+    FeatureId.ASYNC_EVENT_CONFIGURATION: NAMESPACE_ATTRIBUTE_NOTICES | 0xFF,
 }
 _DEFAULTS: Final = {
     FeatureId.ARBITRATION: 3,

@@ -7,6 +7,7 @@ from viommu.endpoints.nvme.logs import (
     ERROR_ENTRIES,
     EVENT_REQUESTS,
     FIRMWARE,
+    NAMESPACE_ATTRIBUTE_NOTICES,
 )
 from viommu.layouts.nvme_commands import ALL_NAMESPACES, IdentifyKind, Status
 from viommu.layouts.nvme_identify import (
@@ -50,6 +51,7 @@ class Identification:
             version=VERSION,
             controller_type=_IO_CONTROLLER,
             abort_command_limit=3,
+            optional_async_events=NAMESPACE_ATTRIBUTE_NOTICES,
             async_event_request_limit=EVENT_REQUESTS - 1,
             firmware_updates=_SLOT_1_READ_ONLY | _ONE_SLOT,
             log_page_attributes=_LOG_OFFSETS,

@@ -1,73 +1,86 @@
 """The interrupts of completion queues: a pin, whose level they are, or MSI-X (NVM Express 1.4, 7.5).
 
-QEMU asserts the pin some time after we have sent the interrupt. The guest's next access to a BAR, whichever, lets go of
-it, and then QEMU says so: `released`. A driver that finds nothing to do accesses none, so a pin that is asserted for
-nothing keeps the guest looking for ever. Hence an interrupt is sent only if none is on its way or asserted, and only
-when the driver is not just looking by itself: not right after it has emptied one of several queues. One that was seen
-to be answered without having been asserted is still on its way, mostly; it may also have been lost.
+QEMU asserts the pin some time after we have sent the interrupt. The guest's next access to a BAR, by whichever of its
+processors, lets go of it, and then QEMU says so: `released`. A driver that finds nothing to do accesses none, so a pin
+that is asserted for nothing keeps the guest looking, until its kernel disables the interrupt for good. Hence
+
+- an interrupt is sent only if none is on its way or asserted;
+- when the pin was released and there is still a reason, the driver is given time to see that by itself, if it can:
+  unless it has just told us how far it has looked in that queue;
+- when it has seen all and an interrupt is still out, that comes for nothing, or was lost. If it is not released soon,
+  the controller makes the driver access a BAR, by an asynchronous event.
 """
 
+import time
 from collections.abc import Callable
 
 from viommu.endpoints.nvme.queues import CompletionQueue, Queues
 
-PATIENCE = 200
-"""Steps after which a driver that has emptied a queue has seen the others."""
-LOST = 5000
-"""Steps after which an interrupt on its way would have come."""
+PATIENCE = 1e-3, 50e-3
+"""Seconds in which a driver that is looking has seen all: at first, and at most."""
+VAIN = 2e-3
+"""Seconds after which an interrupt that has no reason any more is not released by itself."""
+LOST = 20e-3
+"""Seconds after which an interrupt that was on its way would have come."""
 
 
 class Interrupts:
     """Sends what the queues have to tell. `wired` says whether the pin is in use."""
 
-    def __init__(self, queues: Queues) -> None:
+    def __init__(self, queues: Queues, clock: Callable[[], float] = time.monotonic) -> None:
         self.send: Callable[[int], bool] = lambda _vector: False
         self.wired: Callable[[], bool] = lambda: False
+        self.nudge: Callable[[], None] = lambda: None
+        """Makes the driver access a BAR, if it is looking."""
         self.mask = 0
         """INTMS, of which bit 0 is the pin's. With MSI-X it has no meaning."""
-        self._queues = queues
-        self._sent = self._late = self._looking = False
-        self._countdown = 0
+        self._queues, self._clock = queues, clock
+        self._sent = False
+        # One is on its way, or asserted.
+        self._late = False
+        # And the driver has seen all that it was sent for.
+        self._looked: CompletionQueue | None = None
+        # The queue in which the driver has told how far it has looked, if that was its last access.
+        self._patience = PATIENCE[0]
+        self._then: float | None = None
+        # When to act.
 
     @property
     def due(self) -> bool:
         """`step` has to be called."""
-        return self._countdown > 0
+        return self._then is not None
 
     def posted(self, queue: CompletionQueue) -> None:
         """Entries were written to a completion queue."""
         if queue.vector is None:
             return
         if not self.wired():
-            self._sent = False
+            self._reset_pin()
             self.send(queue.vector)
-        elif self._countdown:
-            pass
         elif self._late:
-            self._countdown = LOST
-        elif not self._sent:
+            self._then = self._clock() + LOST
+        elif not self._sent and self._then is None:
             self._assert()
 
     def accessed(self) -> None:
         """The guest has accessed a BAR."""
-        self._looking = False
+        self._looked = None
 
     def acknowledged(self, queue: CompletionQueue) -> None:
         """That access was to the head doorbell of a completion queue."""
-        self._looking = not queue.unread
+        self._looked = queue
         if not self._wanted():
-            self._countdown = 0
             self._late = self._sent  # unless `released` follows
+            self._then = self._clock() + VAIN if self._late else None
 
     def released(self) -> None:
         """The pin was asserted, and that access has let go of it."""
-        self._sent = self._late = False
-        self._countdown = 0
+        self._reset_pin()
         if self._wanted():
-            if self._looking:
-                self._countdown = PATIENCE
-            else:
+            if self._looked is not None and self._looked.unread:
                 self._assert()
+            else:
+                self._then = self._clock() + self._patience
 
     def unmasked(self) -> None:
         """INTMC was written."""
@@ -75,20 +88,30 @@ class Interrupts:
             self._assert()
 
     def step(self) -> None:
-        """Time passes."""
-        if self._countdown:
-            self._countdown -= 1
-            if not self._countdown and self._wanted():
-                self._assert()
+        """Act when it is time."""
+        if self._then is None or self._clock() < self._then:
+            return
+        self._then = None
+        if self._wanted():
+            self._assert()
+        elif self._late:
+            self._patience = min(2 * self._patience, PATIENCE[1])
+            self.nudge()
+            self._then = self._clock() + VAIN
 
     def reset(self) -> None:
         """The queues are gone."""
-        self.mask, self._countdown = 0, 0
+        self.mask, self._looked = 0, None
+        self._reset_pin()
+
+    def _reset_pin(self) -> None:
+        """No interrupt is on its way, nor asserted."""
         self._sent = self._late = False
+        self._then = None
 
     def _assert(self) -> None:
         if not self.mask & 1:
-            self._late, self._countdown = False, 0
+            self._late, self._then = False, None
             self._sent = self.send(0)
 
     def _wanted(self) -> bool:

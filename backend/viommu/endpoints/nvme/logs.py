@@ -16,6 +16,12 @@ TEMPERATURE = 300
 _DATA_UNIT = 512 * 1000
 
 
+NAMESPACE_ATTRIBUTE_NOTICES = 1 << 8
+"""The events that OAES offers. There is never one, but a driver that wants them has a request waiting."""
+VENDOR_SPECIFIC = 7
+"""The type of asynchronous events that the specification leaves to us (5.2)."""
+
+
 class ErrorEvent(IntEnum):
     """Information of an asynchronous event of the type Error Status (0)."""
 
@@ -59,6 +65,8 @@ class Logs:
                 return FirmwareSlotLog(
                     active_slot=1, revision_of_slot_1=text(FIRMWARE, 8)
                 ).to_bytes()
+            case LogId.CHANGED_NAMESPACES:
+                return bytes(4096)  # none has changed: they cannot
             case _:
                 raise CommandFailed(Status.INVALID_LOG_PAGE)
 
@@ -104,6 +112,12 @@ class AsyncEvents:
         """The log page was read, and events that lead to it can be told again."""
         if log_id == LogId.ERROR_INFORMATION:
             self._masked = False
+
+    def nudge(self) -> tuple[int, int] | None:
+        """A request that can be completed for no other reason than to be noticed, with its result."""
+        if not self.requests:
+            return None
+        return self.requests.popleft(), VENDOR_SPECIFIC | LogId.ERROR_INFORMATION << 16
 
     def next(self) -> tuple[int, int] | None:
         """A request that can be completed, with its result."""

@@ -1,0 +1,181 @@
+"""The interrupt pin of an NVMe controller, behind a QEMU that lets go of it at any access, and a driver in a hurry."""
+
+import pytest
+
+from tests.nvme_rig import ASYNC_EVENT, DATA, FLUSH, IDENTIFY, NvmeRig, Queue, command
+from viommu.endpoints.nvme.interrupts import LOST, PATIENCE, VAIN
+
+
+class Wired:
+    """A controller whose pin is in use, with one queue for I/O, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.rig = NvmeRig(clock=lambda: self.now)
+        self.queue = self.rig.io(3)
+        self.rig.nvme.pin_enabled = lambda: True
+        self.rig.interrupts.clear()
+
+    def flush(self) -> None:
+        """A command, carried out."""
+        self.put(self.queue, command(FLUSH, nsid=1))
+
+    def put(self, queue: Queue, entry: bytes) -> None:
+        queue.put(entry)
+        queue.ring()
+        self.steps()
+
+    def steps(self) -> None:
+        for _ in range(20):
+            self.rig.nvme.step()
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.steps()
+
+    def released(self) -> None:
+        """QEMU says so, after the access that did it."""
+        self.rig.nvme.pin_released()
+        self.steps()
+
+    @property
+    def sent(self) -> int:
+        """How often the interrupt was sent."""
+        assert set(self.rig.interrupts) <= {0}
+        return len(self.rig.interrupts)
+
+
+@pytest.fixture
+def wired() -> Wired:
+    return Wired()
+
+
+def test_it_is_sent_once_for_all_that_comes_meanwhile(wired: Wired) -> None:
+    wired.flush()
+    wired.flush()
+    assert wired.sent == 1
+    assert len(wired.queue.completions()) == 2
+    wired.released()
+    wired.wait(1.0)
+    assert wired.sent == 1
+    wired.flush()
+    assert wired.sent == 2
+
+
+def test_what_the_driver_has_not_seen_when_it_looked_is_sent_at_once(wired: Wired) -> None:
+    wired.flush()
+    wired.flush()
+    wired.rig.doorbell(7, 1)
+    wired.released()
+    assert wired.sent == 2
+
+
+def test_another_processor_lets_go_of_it(wired: Wired) -> None:
+    """One rings a doorbell, while the other may be in the handler, or not."""
+    wired.flush()
+    wired.queue.ring()
+    wired.released()
+    assert wired.sent == 1
+    wired.wait(PATIENCE[0])
+    assert wired.sent == 2, "it was not"
+
+
+def test_another_processor_lets_go_of_it_and_the_handler_goes_on(wired: Wired) -> None:
+    wired.flush()
+    wired.queue.ring()
+    wired.released()
+    wired.wait(PATIENCE[0] / 2)
+    assert len(wired.queue.completions()) == 1
+    wired.wait(1.0)
+    assert wired.sent == 1
+
+
+def test_a_driver_that_looks_at_several_queues(wired: Wired) -> None:
+    wired.flush()
+    wired.put(wired.rig.admin, command(IDENTIFY, 1, prp1=DATA))
+    assert len(wired.queue.completions()) == 1
+    wired.released()
+    assert wired.sent == 1, "it may be about to look at the other"
+    wired.wait(PATIENCE[0])
+    assert wired.sent == 2, "it was not"
+
+
+def test_one_that_is_late_is_not_sent_twice(wired: Wired) -> None:
+    wired.flush()
+    assert len(wired.queue.completions()) == 1  # before the pin was asserted
+    wired.flush()
+    wired.wait(LOST / 2)
+    assert len(wired.queue.completions()) == 1
+    wired.released()  # there it was
+    wired.wait(1.0)
+    assert wired.sent == 1
+    wired.flush()
+    assert wired.sent == 2
+
+
+def test_one_that_is_lost_is_not_waited_for_for_ever(wired: Wired) -> None:
+    wired.flush()
+    assert len(wired.queue.completions()) == 1
+    wired.flush()
+    assert wired.sent == 1
+    wired.wait(LOST)
+    assert wired.sent == 2
+
+
+def test_one_that_comes_for_nothing_is_made_to_be_let_go_of(wired: Wired) -> None:
+    """A handler that finds nothing accesses nothing. So there is something for it to find."""
+    wired.put(wired.rig.admin, command(ASYNC_EVENT))
+    wired.flush()
+    assert len(wired.queue.completions()) == 1
+    wired.wait(VAIN)
+    (event,) = wired.rig.admin.completions()
+    assert event.result & 7 == 7, "of the vendor's own type"
+    wired.released()
+    wired.wait(1.0)
+    assert wired.sent == 1
+
+
+def test_that_needs_a_request_which_may_come_later(wired: Wired) -> None:
+    wired.flush()
+    assert len(wired.queue.completions()) == 1
+    wired.wait(VAIN)
+    wired.put(wired.rig.admin, command(ASYNC_EVENT))
+    wired.wait(VAIN)
+    assert len(wired.rig.admin.completions()) == 1
+
+
+def test_patience_grows_when_it_came_for_nothing(wired: Wired) -> None:
+    for _ in range(10):
+        wired.flush()
+        assert len(wired.queue.completions()) == 1
+        wired.wait(VAIN)
+        wired.released()
+    sent = wired.sent
+    wired.flush()
+    wired.queue.ring()
+    wired.released()
+    wired.wait(PATIENCE[1] * 0.9)
+    assert wired.sent == sent + 1
+    wired.wait(PATIENCE[1] * 0.2)
+    assert wired.sent == sent + 2
+
+
+def test_a_reset_forgets_it(wired: Wired) -> None:
+    wired.flush()
+    wired.rig.set(0x14, 0)
+    wired.rig.enable()
+    wired.put(wired.rig.admin, command(IDENTIFY, 1, prp1=DATA))
+    assert wired.sent == 2
+
+
+def test_messages_take_over(wired: Wired) -> None:
+    """MSI-X is switched on while an interrupt of the pin is out, and off again."""
+    wired.flush()
+    wired.rig.nvme.pin_enabled = lambda: False
+    wired.flush()
+    assert wired.rig.interrupts == [0, 3]
+    assert len(wired.queue.completions()) == 2
+    wired.rig.interrupts.clear()
+    wired.rig.nvme.pin_enabled = lambda: True
+    wired.flush()
+    assert wired.sent == 1
