@@ -74,6 +74,9 @@ class Emulator:
         except (MonitorClosed, MonitorTimeout) as error:
             raise self.explain(error, "setting the machine up", limit) from None
         self._open.callback(self._monitor.close)
+        self._check_memory()
+
+    def _check_memory(self) -> None:
         # Others may have replaced the memory with arguments of their own.
         path = self.execute("qom-get", {"path": "/machine", "property": "memory-backend"})
         if not (path and self.execute("qom-get", {"path": path, "property": "share"})):
