@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -75,7 +76,7 @@ def make_endpoint(
                 volatile=spec.write_cache == "volatile",
             )
         )
-        return NvmeController(port, store, name=spec.name, tracer=tracer)
+        return NvmeController(port, store, clock=time.monotonic, name=spec.name, tracer=tracer)
     with blamed(spec):
         model: Endpoint = _class_of(spec)(port, name=spec.name, tracer=tracer, **spec.options)
         model.reset()

@@ -51,7 +51,7 @@ class ExtendedCapability:
 
 
 class Endpoint(ABC):
-    """A PCI function. It has no thread and no clock; MMIO and `step` drive it.
+    """A PCI function. It has no thread, and no clock but one it is given; MMIO and `step` drive it.
 
     An exception that leaves it is its end: it is dead, like a card that was pulled, until the guest resets it.
     """

@@ -15,7 +15,6 @@ Shutdown
 """
 
 import struct
-import time
 from collections.abc import Callable
 
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
@@ -75,12 +74,12 @@ class NvmeController(Endpoint):
         port: DmaPort,
         store: BlockStore,
         *,
+        clock: Callable[[], float],
         name: str = "nvme",
         block_size: int = 512,
         tracer: Tracer | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock`, in seconds, is for the interrupt pin alone."""
+        """`clock`, in seconds, is for the interrupt pin alone, as `time.monotonic`."""
         self.name = name
         self._port, self._store, self._block_size = port, store, block_size
         self._tracer = tracer if tracer is not None else Tracer()

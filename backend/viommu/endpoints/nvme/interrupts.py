@@ -11,7 +11,6 @@ that is asserted for nothing keeps the guest looking, until its kernel disables 
   the controller makes the driver access a BAR, by an asynchronous event.
 """
 
-import time
 from collections.abc import Callable
 
 from viommu.endpoints.nvme.queues import CompletionQueue, Queues
@@ -27,7 +26,7 @@ LOST = 20e-3
 class Interrupts:
     """Sends what the queues have to tell. `wired` says whether the pin is in use."""
 
-    def __init__(self, queues: Queues, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, queues: Queues, clock: Callable[[], float]) -> None:
         self.send: Callable[[int], bool] = lambda _vector: False
         self.wired: Callable[[], bool] = lambda: False
         self.nudge: Callable[[], None] = lambda: None
