@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.nvme_rig import ASYNC_EVENT, DATA, FLUSH, IDENTIFY, NvmeRig, Queue, command
+from tests.nvme_rig import ASYNC_EVENT, CFS, CSTS, DATA, FLUSH, IDENTIFY, NvmeRig, Queue, command
 from viommu.endpoints.nvme.interrupts import LOST, PATIENCE, VAIN
 
 
@@ -142,6 +142,27 @@ def test_that_needs_a_request_which_may_come_later(wired: Wired) -> None:
     wired.put(wired.rig.admin, command(ASYNC_EVENT))
     wired.wait(VAIN)
     assert len(wired.rig.admin.completions()) == 1
+
+
+def test_it_ends_though_nobody_lets_go_of_it(wired: Wired) -> None:
+    """A driver that polls, and then has nothing to do: nor has the server."""
+    wired.flush()
+    assert len(wired.queue.completions()) == 1
+    for _ in range(20):
+        wired.wait(VAIN)
+    assert not wired.rig.nvme.busy
+
+
+def test_a_controller_that_has_failed_tells_nothing_more(wired: Wired) -> None:
+    wired.put(wired.rig.admin, command(ASYNC_EVENT))
+    wired.flush()
+    assert len(wired.queue.completions()) == 1
+    wired.rig.port.bus_master = False
+    wired.flush()
+    assert wired.rig.get(CSTS) & CFS
+    wired.rig.port.bus_master = True
+    wired.wait(VAIN)
+    assert wired.rig.admin.completions() == []
 
 
 def test_patience_grows_when_it_came_for_nothing(wired: Wired) -> None:

@@ -242,6 +242,7 @@ class Engine:
     def cancel(self) -> None:
         """End everything; what is in flight ends without moving its bytes."""
         self.tasks.clear()
+        self._interrupts.nudge = lambda: None
 
 
 def _check(queue: SubmissionQueue, entry: SubmissionEntry) -> None:

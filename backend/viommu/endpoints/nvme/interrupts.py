@@ -94,9 +94,10 @@ class Interrupts:
         if self._wanted():
             self._assert()
         elif self._late:
-            self._patience = min(2 * self._patience, PATIENCE[1])
+            if self._patience < PATIENCE[1]:  # or a driver that polls would be waited for for ever
+                self._patience = min(2 * self._patience, PATIENCE[1])
+                self._then = self._clock() + VAIN
             self.nudge()
-            self._then = self._clock() + VAIN
 
     def reset(self) -> None:
         """The queues are gone."""
