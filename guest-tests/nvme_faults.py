@@ -9,12 +9,17 @@ KIB = 1 << 10
 
 @dataclass(frozen=True)
 class Place:
-    """A kind of DMA: `when` finds it in a plan, while `size` bytes are written and then read, or written alone."""
+    """A kind of DMA: `when` finds it in a plan, while `size` bytes are written and then read, or written alone.
+
+    If it is to a queue, then to that of the disk: the admin queues have entries of the same sizes, whenever the driver
+    is made to let go of the pin.
+    """
 
     name: str
     when: str
     direction: str = "read"
     size: int = 16 * KIB
+    queue: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,15 @@ class Fault:
         words = "".join(each for each in self.do if each not in '{}"=,').split()
         return f"{self.place.name}-{self.at}-{'-'.join(words).removeprefix('action-')}"
 
-    @property
-    def plan(self) -> str:
+    def plan(self, nvme: NvmeRig) -> str:
+        when = self.place.when
+        if self.place.queue:
+            first, last = nvme.queue(self.place.queue)
+            when += f", iova = [{first:#x}, {last:#x}]"
         return f"""
             [[fault]]
             at = "{self.at}"
-            when = {{ stream_id = 0x100, times = 1, {self.place.when} }}
+            when = {{ stream_id = 0x100, times = 1, {when} }}
             do = {self.do}
         """
 
@@ -60,8 +68,8 @@ class Fault:
         return self.on_aarch64 if machine == "aarch64" and self.on_aarch64 else self.seen
 
 
-COMMAND = Place("command", "size = 64, write = false, nth = 2")
-COMPLETION = Place("completion", "size = 16, write = true, nth = 2")
+COMMAND = Place("command", "size = 64, write = false, nth = 2", queue="submission")
+COMPLETION = Place("completion", "size = 16, write = true, nth = 2", queue="completion")
 PRP_LIST = Place("list", "size = 248, write = false, nth = 2", size=128 * KIB)
 DATA_IN = Place("data-in", f"size = [4096, {16 * KIB}], write = true")
 DATA_OUT = Place("data-out", f"size = [4096, {16 * KIB}], write = false", "write")
@@ -144,7 +152,7 @@ def meet(nvme: NvmeRig, fault: Fault) -> Seen:
     control, log = nvme.rig.serving.control, fault.expected(nvme.machine).log
     with nvme.rig.serving.trace() as trace:
         trace.read()
-        control.call("faults.load", plan=fault.plan)
+        control.call("faults.load", plan=fault.plan(nvme))
         transfer = f"{fault.place.direction} {fault.place.size}"
         met, said = nvme.meet(transfer, patience=1 if log else 10)
         control.call("faults.clear")

@@ -118,6 +118,16 @@ class NvmeRig:
         with self.image.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
 
+    def queue(self, kind: str) -> tuple[int, int]:
+        """Where the queue of the disk begins and ends now: its `submission` or its `completion` queue."""
+        sizes = {"submission": 64, "completion": 16}
+        with self.rig.serving.trace("NvmeQueueCreated") as trace:
+            *_, last = (
+                each for each in trace.read() if each["queue"] == kind and each["queue_id"] == 1
+            )
+        address: int = last["address"]
+        return address, address + last["entries"] * sizes[kind] - 1
+
     def kernel_log(self, since: str) -> str:
         """What the kernel says after a `mark`."""
         return self.run(f"dmesg | sed '1,/{since}/d'")

@@ -7,6 +7,7 @@ from tests.nvme_rig import (
     ABORT,
     ACQ,
     ACQ_AT,
+    ADMIN_ENTRIES,
     AQA,
     ASQ,
     ASQ_AT,
@@ -35,7 +36,7 @@ from tests.nvme_rig import (
     command,
 )
 from viommu.endpoints.nvme.controller import NvmeController
-from viommu.endpoints.nvme.events import NvmeStateChanged
+from viommu.endpoints.nvme.events import NvmeQueueCreated, NvmeStateChanged
 
 
 def states(rig: NvmeRig) -> list[str]:
@@ -47,6 +48,18 @@ def scattered(rig: NvmeRig) -> bytes:
     pages = (DATA + 0x2000 * number for number in range(2, 129))
     rig.write(DATA + 0x1000, b"".join(page.to_bytes(8, "little") for page in pages))
     return command(READ, 0, 0, 1023, nsid=1, prp1=DATA, prp2=DATA + 0x1000)
+
+
+def test_the_trace_tells_where_queues_are() -> None:
+    rig = NvmeRig()
+    rig.io(3, entries=8)
+    created = [event for event in rig.events if isinstance(event, NvmeQueueCreated)]
+    assert [(each.queue, each.queue_id, each.address, each.entries) for each in created] == [
+        ("completion", 0, ACQ_AT, ADMIN_ENTRIES),
+        ("submission", 0, ASQ_AT, ADMIN_ENTRIES),
+        ("completion", 3, BASE + 0x8_6000, 8),
+        ("submission", 3, BASE + 0x4_6000, 8),
+    ]
 
 
 def test_what_it_is() -> None:

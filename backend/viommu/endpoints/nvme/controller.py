@@ -29,9 +29,7 @@ from viommu.endpoints.nvme.logs import Logs
 from viommu.endpoints.nvme.queues import (
     IO_QUEUES,
     MAX_ENTRIES,
-    CompletionQueue,
     Queues,
-    SubmissionQueue,
 )
 from viommu.endpoints.nvme.store import BlockStore
 from viommu.endpoints.port import DmaPort
@@ -86,7 +84,7 @@ class NvmeController(Endpoint):
         self._identification = Identification(
             self.identity, name, store.size // block_size, block_size
         )
-        self._queues = Queues(self.msix_vectors)
+        self._queues = Queues(name, self.msix_vectors, self._tracer)
         self._interrupts = Interrupts(self._queues, clock)
         self._transfers = Transfers(port)
         self._logs = Logs()
@@ -240,8 +238,7 @@ class NvmeController(Endpoint):
             self._begin(page, bases, sizes)
 
     def _begin(self, page: int, bases: tuple[int, int], sizes: tuple[int, int]) -> None:
-        completions = self._queues.completion[0] = CompletionQueue(0, bases[1], sizes[1], vector=0)
-        self._queues.submission[0] = SubmissionQueue(0, bases[0], sizes[0], completions)
+        self._queues.create_admin(bases, sizes)
         features = Features()
         configuration = self._configuration
         sizes = configuration.io_submission_entry_size, configuration.io_completion_entry_size

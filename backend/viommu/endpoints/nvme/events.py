@@ -15,6 +15,17 @@ class NvmeStateChanged(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class NvmeQueueCreated(Event):
+    """A `submission` or `completion` queue begins at `address`, an IOVA; 0 is the identifier of the admin queues."""
+
+    endpoint: str
+    queue: str
+    queue_id: int
+    address: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
 class NvmeCommandFetched(Event):
     """A command was fetched from submission queue `sq_id`; `data_pointer` is what describes its data, if it has any."""
 

@@ -4,6 +4,7 @@ from collections import deque
 from typing import NamedTuple
 
 from viommu.endpoints.nvme.errors import CommandFailed
+from viommu.endpoints.nvme.events import NvmeQueueCreated
 from viommu.endpoints.tasks import Task
 from viommu.layouts.nvme_commands import (
     COMPLETION_SIZE,
@@ -11,6 +12,7 @@ from viommu.layouts.nvme_commands import (
     SubmissionEntry,
     completion_entry,
 )
+from viommu.trace import Tracer
 
 IO_QUEUES = 16
 """I/O submission queues, and as many completion queues."""
@@ -136,30 +138,30 @@ class SubmissionQueue:
 
 
 class Queues:
-    """The queues that there are, by their identifiers; 0 is the admin queue's."""
+    """The queues of an endpoint, by their identifiers; 0 is the admin queues'."""
 
-    def __init__(self, vectors: int) -> None:
+    def __init__(self, name: str, vectors: int, tracer: Tracer) -> None:
         self.submission: dict[int, SubmissionQueue] = {}
         self.completion: dict[int, CompletionQueue] = {}
-        self._vectors = vectors
+        self._name, self._vectors, self._tracer = name, vectors, tracer
 
     def clear(self) -> None:
         self.submission.clear()
         self.completion.clear()
 
-    def create_completion(
-        self, queue_id: int, base: int, entries: int, vector: int | None
-    ) -> CompletionQueue:
+    def create_admin(self, bases: tuple[int, int], sizes: tuple[int, int]) -> None:
+        """Of the submission queue, and of the completion queue."""
+        self._add_completion(CompletionQueue(0, bases[1], sizes[1], vector=0))
+        self._add_submission(SubmissionQueue(0, bases[0], sizes[0], self.completion[0]))
+
+    def create_completion(self, queue_id: int, base: int, entries: int, vector: int | None) -> None:
         """Raises `CommandFailed` as Create I/O Completion Queue fails."""
         self._check(queue_id, entries, queue_id in self.completion)
         if vector is not None and vector >= self._vectors:
             raise CommandFailed(Status.INVALID_INTERRUPT_VECTOR)
-        queue = self.completion[queue_id] = CompletionQueue(queue_id, base, entries, vector)
-        return queue
+        self._add_completion(CompletionQueue(queue_id, base, entries, vector))
 
-    def create_submission(
-        self, queue_id: int, base: int, entries: int, completion_id: int
-    ) -> SubmissionQueue:
+    def create_submission(self, queue_id: int, base: int, entries: int, completion_id: int) -> None:
         """Raises `CommandFailed` as Create I/O Submission Queue fails."""
         if not 0 < completion_id <= IO_QUEUES:
             raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER)
@@ -167,9 +169,7 @@ class Queues:
         if completions is None:
             raise CommandFailed(Status.COMPLETION_QUEUE_INVALID)
         self._check(queue_id, entries, queue_id in self.submission)
-        queue = SubmissionQueue(queue_id, base, entries, completions)
-        self.submission[queue_id] = queue
-        return queue
+        self._add_submission(SubmissionQueue(queue_id, base, entries, completions))
 
     def delete_completion(self, queue_id: int) -> CompletionQueue:
         """Raises `CommandFailed` as Delete I/O Completion Queue fails. What it has pending is the caller's."""
@@ -187,6 +187,18 @@ class Queues:
         if queue is None:
             raise CommandFailed(Status.INVALID_QUEUE_IDENTIFIER)
         return queue
+
+    def _add_completion(self, queue: CompletionQueue) -> None:
+        self.completion[queue.id] = queue
+        self._tell("completion", queue)
+
+    def _add_submission(self, queue: SubmissionQueue) -> None:
+        self.submission[queue.id] = queue
+        self._tell("submission", queue)
+
+    def _tell(self, kind: str, queue: CompletionQueue | SubmissionQueue) -> None:
+        if self._tracer:
+            self._tracer.emit(NvmeQueueCreated(self._name, kind, queue.id, queue.base, queue.size))
 
     def _check(self, queue_id: int, entries: int, taken: bool) -> None:
         if not 0 < queue_id <= IO_QUEUES or taken:
