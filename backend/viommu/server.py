@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from viommu.closing import Closing
 from viommu.control import ControlSocket, Methods
 from viommu.endpoints.base import Endpoint
 from viommu.endpoints.pasid import PasidService
@@ -58,7 +57,7 @@ class ServerHolds(Event):
     memory_regions: int
 
 
-class Server:
+class Server(Closing):
     """Serves the functions of one machine on sockets in `directory`, named after them.
 
     At most one function is the SMMU; every other reaches guest RAM through it. Raises what `vfio_user.PciDevice` does
@@ -293,14 +292,3 @@ class Server:
     def close(self) -> None:
         """End all connections and remove the sockets."""
         self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,15 +5,15 @@ import logging
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from viommu.closing import Closing
 from viommu.trace import Event, Tracer
 
 _log = logging.getLogger(__name__)
 
 
-class TraceFile:
+class TraceFile(Closing):
     """Writes every event of `tracer` to `path` until it is closed.
 
     Each line has `kind`, `seq` (from 1), `time` (seconds since the file was opened) and the event's own fields. When
@@ -44,19 +44,8 @@ class TraceFile:
             with suppress(OSError):  # what could not be written before
                 self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class TraceReader:
+class TraceReader(Closing):
     """Reads a trace file while it is written: all events, or those of some kinds."""
 
     def __init__(self, path: Path, *kinds: str) -> None:
@@ -85,14 +74,3 @@ class TraceReader:
     def close(self) -> None:
         """Let go of the file. Idempotent."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

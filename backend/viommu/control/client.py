@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from viommu.closing import Closing
 from viommu.control.protocol import CallFailed, ControlLost, ErrorCode, Refused
 
 
-class ControlClient:
+class ControlClient(Closing):
     """A connection to the control socket at `path`. Raises `ControlLost` when nobody serves it."""
 
     def __init__(self, path: Path, *, timeout: float = 10.0) -> None:
@@ -75,14 +75,3 @@ class ControlClient:
         """Disconnect. Idempotent."""
         self._lines.close()
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -8,9 +8,9 @@ of the SMMU says; for writes the data must be there.
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from viommu.closing import Closing
 from viommu.differential import board
 from viommu.differential.cases import Access, Case, Outcome, Store, Verdict
 from viommu.differential.qtest import Qtest
@@ -43,7 +43,7 @@ def _devices() -> Iterator[str]:
         yield f"{kind},bus={bus},addr={address}" + (",multifunction=on" if writes else "")
 
 
-class QemuJudge:
+class QemuJudge(Closing):
     """One QEMU process for many cases; it is started anew where QEMU forgets nothing."""
 
     def __init__(self, argv: Sequence[str]) -> None:
@@ -58,17 +58,6 @@ class QemuJudge:
         self._bars: dict[int, int] = {}
         self._qtest = self._start()
         self.idrs = self._qtest.batch(f"readl {_SMMU + offset:#x}" for offset in board.IDR)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End QEMU."""

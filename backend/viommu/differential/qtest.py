@@ -4,9 +4,8 @@ import mmap
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Self
 
+from viommu.closing import Closing
 from viommu.lab.errors import LabError
 from viommu.lab.process import BoundProcess
 
@@ -17,7 +16,7 @@ class QtestError(LabError):
     """QEMU did not start, went away or refused a request."""
 
 
-class Qtest:
+class Qtest(Closing):
     """QEMU with RAM and a log that are shared with us.
 
     The machine stays stopped: no instruction of a guest runs, and devices do what requests tell them to. Requests are
@@ -48,17 +47,6 @@ class Qtest:
         theirs.close()
         os.close(ram)
         self._replies = self._socket.makefile("rb")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def batch(self, lines: Iterable[str]) -> list[int]:
         """Send requests and return the value of each reply, 0 where it has none.

@@ -2,9 +2,8 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from viommu.closing import Closing
 from viommu.function import SMMU_IDENTITY
 from viommu.lab.assets import Assets, Qemu
 from viommu.lab.config import load_machine
@@ -20,7 +19,7 @@ from viommu.lab.serving import Serving
 from viommu.lab.user_disk import UserDisk
 
 
-class DiskBoot:
+class DiskBoot(Closing):
     """The devices of a machine in a process of their own, and a QEMU that boots from the first that is a disk.
 
     `disk` takes that one's place. With `linux_driver` a device tree describes the machine and its SMMU, which the
@@ -89,14 +88,3 @@ class DiskBoot:
     def close(self) -> None:
         """End the guest, then the server."""
         self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from viommu.closing import Closing
 from viommu.lab.assets import Assets
 from viommu.lab.config import Machine
 from viommu.lab.console import ConsoleClosed, ConsoleTimeout, PanicSeen, normalise
@@ -30,7 +30,7 @@ class CommandResult:
     status: int
 
 
-class Guest:
+class Guest(Closing):
     """A guest that boots at `start()` (or on entering the context) and is gone at `close()`.
 
     `devices` maps names of the machine's devices to the vfio-user sockets that serve them;
@@ -128,14 +128,6 @@ class Guest:
     def __enter__(self) -> Self:
         self.start()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def lost(self) -> bool:

@@ -2,9 +2,9 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from viommu.closing import Closing
 from viommu.lab.assets import Assets
 from viommu.lab.config import load_machine
 from viommu.lab.guest import Guest
@@ -13,7 +13,7 @@ from viommu.lab.serving import Serving
 from viommu.lab.unload import unload
 
 
-class Rig:
+class Rig(Closing):
     """The devices of a machine in a process of their own, and a guest that has them.
 
     `machine` is a name of `qemu-configs/` or the path of a TOML file. With `linux_driver` the guest's own `arm-smmu-v3`
@@ -87,11 +87,3 @@ class Rig:
     def __enter__(self) -> Self:
         self.start()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

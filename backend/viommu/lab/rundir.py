@@ -9,9 +9,8 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from viommu.closing import Closing
 from viommu.lab.errors import LabError, SocketPathError
 
 # `sun_path` of a Unix socket address, less the terminating zero.
@@ -28,7 +27,7 @@ def run_base() -> Path:
     return Path(tempfile.gettempdir()) / f"viommu-{os.getuid()}"
 
 
-class RunDirectory:
+class RunDirectory(Closing):
     """Makes a directory below `base`; its end, or the next run's start, removes it.
 
     `path` is the directory. Raises `LabError` when `base` cannot be used.
@@ -61,17 +60,6 @@ class RunDirectory:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def check_socket_length(path: Path) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from viommu.closing import Closing
 from viommu.control import ControlClient
 from viommu.lab.errors import LabError
 from viommu.lab.process import BoundProcess
@@ -28,7 +27,7 @@ class ServerFailed(LabError):
     """The process that serves the devices did not start, or ended."""
 
 
-class Serving:
+class Serving(Closing):
     """Runs `viommu serve` for a machine; gone at `close()`, or when this process dies.
 
     `sockets` maps the names of the devices to their sockets. With `trace`, `trace()` reads what happens; with `ledger`
@@ -137,14 +136,3 @@ class Serving:
         self._open.close()
         self._process.close()
         self._directory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.console import Console
 
+from viommu.closing import Closing
 from viommu.control import ControlClient
 from viommu.lab.config import Device
 from viommu.ledger import Ledger, Verdict
@@ -58,7 +58,7 @@ class Faults:
         return found
 
 
-class Account:
+class Account(Closing):
     """What the fixture `viommu_ledger` is: the ledger over what happens from here on."""
 
     def __init__(self, trace: TraceReader) -> None:
@@ -82,14 +82,3 @@ class Account:
     def close(self) -> None:
         """Read no more."""
         self._trace.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

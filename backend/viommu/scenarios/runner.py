@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from viommu.closing import Closing
 from viommu.control import ControlError
 from viommu.lab.assets import Assets
 from viommu.lab.config import machine_directory, scripts_directory
@@ -179,7 +179,7 @@ class Stage:
         ]
 
 
-class Runner:
+class Runner(Closing):
     """Has at most one guest at a time. `guest` are arguments of `Guest`: another kernel, for one."""
 
     def __init__(
@@ -213,17 +213,6 @@ class Runner:
         if self._stage is not None:
             self._stage.close()
             self._stage = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _key(scenario: Scenario, seed: int) -> object:
