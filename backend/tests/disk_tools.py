@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+from viommu.endpoints.nvme.store import BlockStore
 from viommu.lab.assets import BootTools, boot_tools, cache_directory
 from viommu.lab.provision.__main__ import DISKS, provision
 from viommu.lab.provision.apt import command_in
@@ -19,3 +20,9 @@ def provided() -> BootTools:
 def qemu_img(*words: str | Path) -> str:
     command = [*command_in(provided().path, "qemu-img"), *map(str, words)]
     return subprocess.run(command, check=True, timeout=60, capture_output=True, text=True).stdout
+
+
+def flush(store: BlockStore, offset: int = 0, size: int | None = None) -> None:
+    """Wait until what was written lasts."""
+    for _ in store.flush(offset, size):
+        pass

@@ -5,14 +5,15 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from random import Random
+from threading import Event
 
 import pytest
 
-from tests.disk_tools import qemu_img
+from tests.disk_tools import flush, qemu_img
 from viommu.disks import ImageFormat, image_format, open_disk
 from viommu.disks.nbd import NbdDisk, NbdError
 from viommu.disks.qemu_nbd import served
@@ -80,7 +81,7 @@ def test_a_qcow2_image(qcow2: Path) -> None:
         assert store.size == SIZE
         store.write(MIB + 512, memoryview(data))
         store.zero(2 * MIB, MIB)
-        store.flush()
+        flush(store)
         assert content(store, MIB, 512) == bytes(512)
     expected = bytearray(data)
     expected[MIB - 512 : 2 * MIB - 512] = bytes(MIB)
@@ -96,7 +97,7 @@ def test_a_snapshot(tmp_path: Path, kind: ImageFormat) -> None:
     before = path.read_bytes()
     with open_disk(path, None, snapshot=True) as store:
         store.write(4096, memoryview(b"x" * 512))
-        store.flush()
+        flush(store)
         assert content(store, 4096, 512) == b"x" * 512
     assert path.read_bytes() == before
 
@@ -157,7 +158,22 @@ def test_it_dies(qcow2: Path) -> None:
         os.kill(child, signal.SIGKILL)
         for _ in range(2):
             with pytest.raises(ConnectionError):
-                store.flush()
+                flush(store)
+
+
+def test_a_flush_keeps_nobody_waiting(qcow2: Path) -> None:
+    woken = Event()
+    with served(qcow2, "qcow2", wake=woken.set) as store:
+        (child,) = children(os.getpid())
+        os.kill(child, signal.SIGSTOP)
+        flushing = store.flush()
+        awaited = next(flushing)
+        assert awaited is not None
+        assert awaited.waiting
+        os.kill(child, signal.SIGCONT)
+        assert woken.wait(30)
+        assert not awaited.waiting
+        assert list(flushing) == []
 
 
 # Who else has it
@@ -208,18 +224,23 @@ def test_a_raw_image_that_a_qemu_has(tmp_path: Path) -> None:
 
 
 GREETING = b"NBDMAGICIHAVEOPT\0\x03"
-ACCEPTED = struct.pack(">QIII", 0x3_E889_0455_65A9, 7, 3, 12) + struct.pack(">HQH", 0, MIB, 0x41)
+INFORMED = struct.pack(">QIII", 0x3_E889_0455_65A9, 7, 3, 12) + struct.pack(">HQ", 0, MIB)
 AGREED = struct.pack(">QIII", 0x3_E889_0455_65A9, 7, 1, 0)
+WILLING = [GREETING, INFORMED, b"\x01\x41", AGREED]
 
 
 @contextmanager
-def speaker(*said: bytes) -> Iterator[socket.socket]:
-    """The other end says this, whatever it is told, and hangs up."""
-    ours, theirs = socket.socketpair()
-    theirs.sendall(b"".join(said))
-    theirs.shutdown(socket.SHUT_WR)
-    with ours, theirs:
-        yield ours
+def speaker(*said: bytes) -> Iterator[Callable[[], socket.socket]]:
+    """The other end of each connection says this, whatever it is told, and hangs up."""
+    with ExitStack() as stack:
+
+        def connect() -> socket.socket:
+            ours, theirs = map(stack.enter_context, socket.socketpair())
+            theirs.sendall(b"".join(said))
+            theirs.shutdown(socket.SHUT_WR)
+            return ours
+
+        yield connect
 
 
 @pytest.mark.parametrize(
@@ -229,13 +250,14 @@ def speaker(*said: bytes) -> Iterator[socket.socket]:
         ([GREETING[:-1] + b"\0"], "no NBD server"),
         ([GREETING, struct.pack(">QIII", 0x3_E889_0455_65A9, 7, 0x8000_0006, 4), b"none"], "none"),
         ([GREETING, AGREED], "offers no disk"),
-        ([GREETING, ACCEPTED[:-2], b"\0\x43", AGREED], "offers no disk"),  # read-only
-        ([GREETING, ACCEPTED[:-2], b"\0\x01", AGREED], "offers no disk"),  # without zeroes
+        ([GREETING, INFORMED, b"\x01\x43", AGREED], "offers no disk"),  # read-only
+        ([GREETING, INFORMED, b"\x01\x01", AGREED], "offers no disk"),  # without zeroes
+        ([GREETING, INFORMED, b"\x00\x41", AGREED], "QEMU 7.1"),  # for one connection
     ],
 )
 def test_a_server_that_will_not_do(said: list[bytes], why: str) -> None:
-    with speaker(*said) as connection, pytest.raises(NbdError, match=why):
-        NbdDisk(connection)
+    with speaker(*said) as connect, pytest.raises(NbdError, match=why):
+        NbdDisk(connect)
 
 
 REPLY = struct.Struct(">IIQ")
@@ -251,10 +273,10 @@ REPLY = struct.Struct(">IIQ")
     ],
 )
 def test_a_reply_that_is_none(reply: bytes, error: type[OSError]) -> None:
-    with speaker(GREETING, ACCEPTED, AGREED, reply) as connection:
-        disk = NbdDisk(connection)
+    with speaker(*WILLING, reply) as connect, NbdDisk(connect) as disk:
         assert disk.size == MIB
-        with pytest.raises(error) as raised:
-            disk.flush()
-    if reply[4:8] == b"\0\0\0\x1c":
-        assert raised.value.strerror == "No space left on device"
+        for ask in (flush, lambda disk: content(disk, 0, 512)):
+            with pytest.raises(error) as raised:
+                ask(disk)
+            if reply[4:8] == b"\0\0\0\x1c":
+                assert raised.value.strerror == "No space left on device"

@@ -62,7 +62,12 @@ def make(model: str, **options: Any) -> Any:
     port = DmaPort(GuestMemory(), 0x10)
     with ExitStack() as held:
         return make_endpoint(
-            spec(model, **options), port, order=Random(1), tracer=Tracer(), held=held
+            spec(model, **options),
+            port,
+            order=Random(1),
+            tracer=Tracer(),
+            held=held,
+            wake=lambda: None,
         )
 
 

@@ -37,6 +37,8 @@ from tests.nvme_rig import (
 )
 from viommu.endpoints.nvme.controller import NvmeController
 from viommu.endpoints.nvme.events import NvmeQueueCreated, NvmeStateChanged
+from viommu.endpoints.nvme.store import RamDisk
+from viommu.endpoints.transfers import Steps
 
 
 def states(rig: NvmeRig) -> list[str]:
@@ -118,14 +120,19 @@ def test_what_cannot_be_enabled_is_fatal(register: int, value: int) -> None:
 
 
 def test_shutdown_flushes() -> None:
-    rig = NvmeRig()
     flushed = []
-    rig.store.flush = lambda *_: flushed.append(True)  # type: ignore[method-assign]
+
+    class Flushed(RamDisk):
+        def flush(self, offset: int = 0, size: int | None = None) -> Steps:
+            yield from super().flush(offset, size)
+            flushed.append((offset, size))
+
+    rig = NvmeRig(Flushed(1 << 20))
     rig.set(CC, ENABLE | 1 << 14)
     assert rig.get(CSTS) >> 2 & 3 == 1, "occurring"
     rig.drain()
     assert rig.get(CSTS) >> 2 & 3 == 2, "complete"
-    assert flushed == [True]
+    assert flushed == [(0, None)]
 
 
 def test_a_function_reset_forgets_all() -> None:

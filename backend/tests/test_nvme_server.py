@@ -2,8 +2,10 @@
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Timer
 from types import SimpleNamespace
 
 import pytest
@@ -138,3 +140,46 @@ def test_its_disk(tmp_path: Path) -> None:
 
 def open_files() -> list[Path]:
     return [link.resolve() for link in Path("/proc/self/fd").iterdir()]
+
+
+SHUT_DOWN, SHUTTING_DOWN, IS_DOWN = 1 << 14, 1 << 2, 2 << 2
+
+
+def test_a_disk_that_takes_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server goes on meanwhile, and sleeps if there is nothing else to do, until the disk is done."""
+    flushed = Event()
+    monkeypatch.setattr(os, "fdatasync", lambda _: flushed.wait(30))
+    with Machine(tmp_path, functions=functions(tmp_path / "disk.raw", 1 << 20)) as machine:
+        smmu, client = machine.connect("smmu"), machine.connect("nvme0", bus_master=True)
+        enable(client)
+        identify(machine, client, 0)
+        client.put(CC, ENABLE | SHUT_DOWN)
+        machine.run()
+        assert client.get(CSTS) == RDY | SHUTTING_DOWN
+        assert smmu.get(0), "IDR0"
+        identify(machine, client, 1)
+        Timer(0.2, flushed.set).start()
+        before = time.monotonic()
+        assert not machine.server.turn(20_000)
+        assert time.monotonic() - before < 10, "it was woken"
+        machine.run()
+        assert client.get(CSTS) == RDY | IS_DOWN
+
+
+def test_a_reset_does_not_wait_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = Event()
+    monkeypatch.setattr(os, "fdatasync", lambda _: flushed.wait(30))
+    with Machine(tmp_path, functions=functions(tmp_path / "disk.raw", 1 << 20)) as machine:
+        client = machine.connect("nvme0", bus_master=True)
+        enable(client)
+        client.put(CC, ENABLE | SHUT_DOWN)
+        machine.run()
+        client.put(CC, 0)
+        assert client.get(CSTS) == 0
+        machine.ram[:] = bytes(len(machine.ram))
+        enable(client)
+        flushed.set()
+        identify(machine, client, 0)
+        assert client.get(CSTS) == RDY, "what was flushed is nobody's"

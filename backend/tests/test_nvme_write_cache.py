@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.disk_tools import flush
 from tests.nvme_rig import BLOCK, DATA, FLUSH, PAGE, SET_FEATURES, WRITE, NvmeRig
 from viommu.disks import open_disk
 from viommu.endpoints.nvme.store import BlockStore, RamDisk
@@ -47,9 +48,9 @@ def test_any_steps(steps: list[tuple[str, tuple[int, int]]], limit: int) -> None
                 written[offset : offset + size] = bytes(size)
                 waiting |= pages
             case "flush":
-                cache.flush()
+                flush(cache)
             case "flush it":
-                cache.flush(offset, size)
+                flush(cache, offset, size)
         full = len(waiting) * PAGE > limit
         done = waiting if full or step == "flush" else waiting & pages if "flush" in step else set()
         for page in done:
@@ -91,7 +92,7 @@ def test_the_power_is_cut(tmp_path: Path, volatile: bool) -> None:
     path = tmp_path / "disk.raw"
     with open_disk(path, 4 * PAGE, volatile=volatile) as disk:
         disk.write(0, memoryview(b"flushed"))
-        disk.flush()
+        flush(disk)
         disk.write(0, memoryview(b"written"))
         found = bytearray(7)
         disk.read(0, memoryview(found))

@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -58,11 +58,18 @@ class FunctionSpec(Protocol):
 
 
 def make_endpoint(
-    spec: FunctionSpec, port: DmaPort, *, order: Random, tracer: Tracer, held: ExitStack
+    spec: FunctionSpec,
+    port: DmaPort,
+    *,
+    order: Random,
+    tracer: Tracer,
+    held: ExitStack,
+    wake: Callable[[], None],
 ) -> Endpoint:
     """The model of a function that reaches memory through `port`. What it needs open is closed with `held`.
 
-    `order` shuffles what it does at the same time. Raises `ModelError`; `OSError` or `DiskError` for a disk.
+    `order` shuffles what it does at the same time; `wake` is called, from any thread, when it is busy again by itself.
+    Raises `ModelError`; `OSError` or `DiskError` for a disk.
     """
     if spec.model == "test-engine":
         return SmmuTestEngine(port, name=spec.name, order=order, tracer=tracer)
@@ -74,6 +81,7 @@ def make_endpoint(
                 spec.disk_format,
                 snapshot=spec.snapshot,
                 volatile=spec.write_cache == "volatile",
+                wake=wake,
             )
         )
         return NvmeController(port, store, clock=time.monotonic, name=spec.name, tracer=tracer)

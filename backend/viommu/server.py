@@ -102,6 +102,8 @@ class Server(Closing):
         self._host: HostDomains | None = None
         HostMethods(lambda: self.host).add_to(self.methods)
         self._open = ExitStack()
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._open.callback(os.close, self._woken)
         self._stopped = self._asked = False
         # On one CPU it would only keep the guest from running.
         self._alert = _ALERT if len(os.sched_getaffinity(0)) > 1 else 0.0
@@ -135,6 +137,7 @@ class Server(Closing):
                         order=self.scheduler.order,
                         tracer=self.tracer,
                         held=self._open,
+                        wake=lambda: os.eventfd_write(self._woken, 1),
                     )
                 path = directory / f"{spec.name}.sock"
                 with blamed(spec):
@@ -179,7 +182,10 @@ class Server(Closing):
         for descriptor, _ in self._ready(0 if busy else patience):
             function = self._polled.get(descriptor)
             if function is None:
-                called = True
+                if descriptor == self._woken:
+                    os.eventfd_read(descriptor)
+                else:
+                    called = True
                 continue
             function.serve(patient=not busy)
             changed |= function.device.fileno() != descriptor
@@ -264,7 +270,7 @@ class Server(Closing):
     def _watch(self) -> None:
         self._poller = select.poll()
         self._polled = {function.device.fileno(): function for function in self._functions}
-        for descriptor in self._polled:
+        for descriptor in (*self._polled, self._woken):
             self._poller.register(descriptor, select.POLLIN)
         if self._control is not None:
             self._poller.register(self._control, select.POLLIN)

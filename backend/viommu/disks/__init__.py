@@ -1,7 +1,7 @@
 """Where a served NVMe controller keeps its blocks: in RAM, in a raw image, or in one that `qemu-nbd` reads."""
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -48,27 +48,28 @@ def open_disk(
     *,
     snapshot: bool = False,
     volatile: bool = False,
+    wake: Callable[[], None] = lambda: None,
 ) -> Iterator[BlockStore]:
     """The store of a machine's disk: the image at `path`, or else RAM of `size` bytes.
 
     With a `size` a raw image is made that is not there. `kind` is its format, if not by its name. With `snapshot` the
-    image stays as it is, and what is written is forgotten; with `volatile` it has what was flushed, and no more. Raises
-    `OSError` or `DiskError` when it cannot be opened.
+    image stays as it is, and what is written is forgotten; with `volatile` it has what was flushed, and no more. See
+    `Flusher` for `wake`. Raises `OSError` or `DiskError` when it cannot be opened.
     """
     if path is None:
         yield RamDisk(size or 0)
         return
-    with _opened(path, size, kind or image_format(path), snapshot=snapshot) as store:
+    with _opened(path, size, kind or image_format(path), snapshot, wake) as store:
         yield WriteCache(store) if volatile else store
 
 
 @contextmanager
 def _opened(
-    path: Path, size: int | None, kind: ImageFormat, *, snapshot: bool
+    path: Path, size: int | None, kind: ImageFormat, snapshot: bool, wake: Callable[[], None]
 ) -> Iterator[BlockStore]:
     if kind == ImageFormat.RAW and not snapshot:
-        with closing(RawFile(path, size)) as file:
+        with RawFile(path, size, wake=wake) as file:
             yield file
     else:
-        with served(path, kind, snapshot=snapshot) as image:
+        with served(path, kind, snapshot=snapshot, wake=wake) as image:
             yield image

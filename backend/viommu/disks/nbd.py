@@ -6,9 +6,14 @@ The protocol is that of the NetworkBlockDevice project, with fixed newstyle nego
 import os
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from enum import IntEnum
 from typing import Any
+
+from viommu.closing import Closing
+from viommu.disks.flusher import Flusher
+from viommu.endpoints.transfers import Steps
 
 _GREETING = struct.Struct(">8s8sH")  # NBDMAGIC, IHAVEOPT, flags
 _OPTION = struct.Struct(">8sII")  # IHAVEOPT, option, length
@@ -22,7 +27,8 @@ _OPT_GO = 7
 _REP_ACK, _REP_INFO, _REP_ERROR = 1, 3, 1 << 31
 _INFO_EXPORT = 0
 _REQUEST_MAGIC, _REPLY_MAGIC = 0x2560_9513, 0x6744_6698
-_READ_ONLY, _SEND_WRITE_ZEROES = 1 << 1, 1 << 6
+_READ_ONLY, _SEND_WRITE_ZEROES, _MULTI_CONN = 1 << 1, 1 << 6, 1 << 8
+_NEEDED = _SEND_WRITE_ZEROES | _MULTI_CONN
 _LARGEST_DATA = 32 << 20  # that every server takes in one request
 _LARGEST_ZEROES = 1 << 30
 
@@ -39,11 +45,59 @@ class NbdError(OSError):
     """The server does not speak the protocol, or not as it must for us."""
 
 
-class NbdDisk:
-    """The default export of the server behind `connection`, a stream socket, which is the disk's from now on.
+class NbdDisk(Closing):
+    """The default export of the server to which `connect` makes a connection: two of them, one for flushes alone.
 
-    Raises `OSError` when the connection ends, and `NbdError`.
+    Raises `OSError` when a connection ends, and `NbdError`. See `Flusher` for `wake`.
     """
+
+    def __init__(
+        self, connect: Callable[[], socket.socket], wake: Callable[[], None] = lambda: None
+    ) -> None:
+        self._session = _Session(connect())
+        try:
+            self._flushes = _Session(connect())
+        except BaseException:
+            self._session.close()
+            raise
+        self._flusher = Flusher(lambda: self._flushes.ask(_Command.FLUSH), wake)
+        self.size = self._session.size
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with what is at `offset`."""
+        while buffer:
+            part = buffer[:_LARGEST_DATA]
+            self._session.ask(_Command.READ, offset, len(part))
+            self._session.fill(part)
+            offset, buffer = offset + len(part), buffer[len(part) :]
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write `data`. It lasts from the next `flush` on."""
+        while data:
+            part = data[:_LARGEST_DATA]
+            self._session.ask(_Command.WRITE, offset, len(part), part)
+            offset, data = offset + len(part), data[len(part) :]
+
+    def zero(self, offset: int, size: int) -> None:
+        """Make it zeros, which may take no room in the image."""
+        while size:
+            part = min(size, _LARGEST_ZEROES)
+            self._session.ask(_Command.WRITE_ZEROES, offset, part)
+            offset, size = offset + part, size - part
+
+    def flush(self, offset: int = 0, size: int | None = None) -> Steps:  # noqa: ARG002
+        """Make what was written last."""
+        return self._flusher.flush()
+
+    def close(self) -> None:
+        """Tell the server, and end the connections. Any number of times."""
+        self._flusher.close()
+        self._flushes.close()
+        self._session.close()
+
+
+class _Session(Closing):
+    """A connection, which is the session's from now on."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -54,40 +108,13 @@ class NbdDisk:
             connection.close()
             raise
 
-    def read(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with what is at `offset`."""
-        while buffer:
-            part = buffer[:_LARGEST_DATA]
-            self._ask(_Command.READ, offset, len(part))
-            self._fill(part)
-            offset, buffer = offset + len(part), buffer[len(part) :]
-
-    def write(self, offset: int, data: memoryview) -> None:
-        """Write `data`. It lasts from the next `flush` on."""
-        while data:
-            part = data[:_LARGEST_DATA]
-            self._ask(_Command.WRITE, offset, len(part), part)
-            offset, data = offset + len(part), data[len(part) :]
-
-    def zero(self, offset: int, size: int) -> None:
-        """Make it zeros, which may take no room in the image."""
-        while size:
-            part = min(size, _LARGEST_ZEROES)
-            self._ask(_Command.WRITE_ZEROES, offset, part)
-            offset, size = offset + part, size - part
-
-    def flush(self, offset: int = 0, size: int | None = None) -> None:  # noqa: ARG002
-        """Make what was written last."""
-        self._ask(_Command.FLUSH)
-
     def close(self) -> None:
-        """Tell the server, and end the connection. Any number of times."""
         if self._connection.fileno() >= 0:
             with suppress(OSError):  # it may be gone already
                 self._send(_Command.DISC, 0, 0)
             self._connection.close()
 
-    def _ask(
+    def ask(
         self, command: _Command, offset: int = 0, size: int = 0, data: memoryview | None = None
     ) -> None:
         """Send a request and wait for its reply; what data that has is the caller's to take."""
@@ -127,8 +154,11 @@ class NbdDisk:
                 raise NbdError(f"the NBD server refuses: {said or hex(kind)}")
             elif kind == _REP_ACK:
                 break
-        if size is None or transmission & _READ_ONLY or not transmission & _SEND_WRITE_ZEROES:
-            raise NbdError("the NBD server offers no disk that can be written and zeroed")
+        if size is None or transmission & (_READ_ONLY | _NEEDED) != _NEEDED:
+            raise NbdError(
+                "the NBD server offers no disk that can be written, zeroed, and flushed by another connection: "
+                "qemu-nbd does from QEMU 7.1 on"
+            )
         return int(size)
 
     def _take(self, shape: struct.Struct) -> tuple[Any, ...]:
@@ -136,10 +166,10 @@ class NbdDisk:
 
     def _receive(self, size: int) -> bytes:
         data = bytearray(size)
-        self._fill(memoryview(data))
+        self.fill(memoryview(data))
         return bytes(data)
 
-    def _fill(self, buffer: memoryview) -> None:
+    def fill(self, buffer: memoryview) -> None:
         while buffer:
             count = self._connection.recv_into(buffer, flags=socket.MSG_WAITALL)
             if not count:

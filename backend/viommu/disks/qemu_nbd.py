@@ -4,8 +4,8 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from viommu.disks.nbd import NbdDisk
@@ -20,12 +20,15 @@ _LOCKED = "is another process using the image"
 
 
 @contextmanager
-def served(path: Path, kind: str, *, snapshot: bool = False) -> Iterator[NbdDisk]:
+def served(
+    path: Path, kind: str, *, snapshot: bool = False, wake: Callable[[], None] = lambda: None
+) -> Iterator[NbdDisk]:
     """The image at `path`, which is of the format `kind`, as `qemu-img` names it.
 
     With `snapshot` the image stays as it is, and what is written goes to a temporary file that ends with the block.
-    When this process dies, `qemu-nbd` still puts the image in order. Raises `DiskError`, and `OSError` for an image
-    that is not there.
+    When this process dies, `qemu-nbd` still puts the image in order. See `Flusher` for `wake`.
+
+    Raises `DiskError`, and `OSError` for an image that is not there.
     """
     path.stat()
     program = _program()
@@ -34,18 +37,18 @@ def served(path: Path, kind: str, *, snapshot: bool = False) -> Iterator[NbdDisk
     with ExitStack() as stack:
         with RunDirectory() as run:
             place = run.socket("nbd")
-            options = [f"--socket={place}", f"--format={kind}", "--discard=unmap"]
+            options = [f"--socket={place}", f"--format={kind}", "--discard=unmap", "--shared=2"]
             options += ["--snapshot"] if snapshot else []
             command = [*program, *options, str(path.absolute())]
             process = BoundProcess(command, death_signal=signal.SIGTERM)
             stack.callback(process.close)
-            stack.callback(process.wait, _END_LIMIT)  # it ends when its only client leaves
+            stack.callback(process.wait, _END_LIMIT)  # it ends when its clients have left
             try:
-                disk = NbdDisk(_connect(place, process))
+                disk = NbdDisk(lambda: _connect(place, process), wake)
             except ConnectionError:  # it listens before it opens the image
                 process.wait(_END_LIMIT)
                 raise DiskError(_explain(path, process.output())) from None
-        yield stack.enter_context(closing(disk))
+        yield stack.enter_context(disk)
 
 
 def _connect(place: Path, process: BoundProcess) -> socket.socket:

@@ -5,7 +5,12 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+
+from viommu.closing import Closing
+from viommu.disks.flusher import Flusher
+from viommu.endpoints.transfers import Steps
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 # The bytes of an image that QEMU locks to say that it writes, and that no other may (block/file-posix.c there).
@@ -13,16 +18,19 @@ _WRITES, _ALONE = 101, 201
 _FLOCK = struct.Struct("@hhqqi")  # type, whence, start, length, process
 
 
-class RawFile:
+class RawFile(Closing):
     """A raw image or a block device. Raises `OSError` when it cannot be opened.
 
     With `size` it is made, sparse, when it is not there yet. What is written is the kernel's until `flush`. Nobody else
-    who locks images as QEMU does, another server included, can write to it meanwhile.
+    who locks images as QEMU does, another server included, can write to it meanwhile. See `Flusher` for `wake`.
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
+    def __init__(
+        self, path: Path, size: int | None = None, *, wake: Callable[[], None] = lambda: None
+    ) -> None:
         flags = os.O_RDWR | (0 if size is None else os.O_CREAT)
         self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        self._flusher = Flusher(lambda: os.fdatasync(self._descriptor), wake)
         try:
             self._lock(path)
             self.size = os.lseek(self._descriptor, 0, os.SEEK_END)
@@ -74,10 +82,11 @@ class RawFile:
         if self._fallocate(self._descriptor, _KEEP_SIZE | _PUNCH_HOLE, offset, size):
             self.write(offset, memoryview(bytes(size)))
 
-    def flush(self, offset: int = 0, size: int | None = None) -> None:  # noqa: ARG002
+    def flush(self, offset: int = 0, size: int | None = None) -> Steps:  # noqa: ARG002
         """As fdatasync(2) does, for the whole file."""
-        os.fdatasync(self._descriptor)
+        return self._flusher.flush()
 
     def close(self) -> None:
         """Close the file, once."""
+        self._flusher.close()
         os.close(self._descriptor)

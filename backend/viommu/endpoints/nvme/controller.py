@@ -281,9 +281,8 @@ class NvmeController(Endpoint):
         self._tell("fatal", why)
 
     def _shut_down(self) -> Steps:
-        yield None
         try:
-            self._store.flush()
+            yield from self._store.flush()
         except OSError as error:
             self._fail(f"shutdown: {error}")
             return

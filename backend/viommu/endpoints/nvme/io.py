@@ -79,7 +79,7 @@ class IoCommands:
             yield from self._transfers.move(segments, buffer, write=False)
             try:
                 self._store.write(offset, buffer)
-                self._written(command)
+                yield from self._written(command)
             except OSError:
                 self._logs.media_errors += 1
                 raise CommandFailed(Status.WRITE_FAULT) from None
@@ -95,14 +95,13 @@ class IoCommands:
                 raise CommandFailed(Status.COMPARE_FAILURE)
 
     def _flush(self, entry: SubmissionEntry) -> Steps:  # noqa: ARG002 - it has no fields
-        yield None
-        self._store.flush()
+        yield from self._store.flush()
 
     def _write_zeroes(self, entry: SubmissionEntry) -> Steps:
         command = BlocksCommand(entry.value)
         offset, size = self._range(command.first_block, command.blocks + 1)
         yield from self._zero(offset, size)
-        self._written(command)
+        yield from self._written(command)
 
     def _manage(self, entry: SubmissionEntry) -> Steps:
         command = DatasetManagementCommand(entry.value)
@@ -126,12 +125,12 @@ class IoCommands:
             offset += piece
             yield None
 
-    def _written(self, command: BlocksCommand) -> None:
+    def _written(self, command: BlocksCommand) -> Steps:
         if not self._features.write_cache:
-            self._store.flush()
+            yield from self._store.flush()
         elif command.force_unit_access:
             size = (command.blocks + 1) * self._block
-            self._store.flush(command.first_block * self._block, size)
+            yield from self._store.flush(command.first_block * self._block, size)
 
     def _load(self, offset: int, buffer: memoryview) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from viommu.endpoints.transfers import Steps
+
 
 class BlockStore(Protocol):
     """`size` bytes that can be read and written anywhere. Each method may raise `OSError`."""
@@ -21,8 +23,8 @@ class BlockStore(Protocol):
         """Make `size` bytes at `offset` zeros, and let go of what holds them."""
         ...
 
-    def flush(self, offset: int = 0, size: int | None = None) -> None:
-        """Make what was written last. With `size` those bytes are enough."""
+    def flush(self, offset: int = 0, size: int | None = None) -> Steps:
+        """Make what was written last, in steps. With `size` those bytes are enough."""
         ...
 
 
@@ -45,5 +47,5 @@ class RamDisk:
     def zero(self, offset: int, size: int) -> None:
         self._data[offset : offset + size] = bytes(size)
 
-    def flush(self, offset: int = 0, size: int | None = None) -> None:
-        pass
+    def flush(self, offset: int = 0, size: int | None = None) -> Steps:  # noqa: ARG002
+        yield None

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from viommu.endpoints.nvme.store import BlockStore
+from viommu.endpoints.transfers import Steps
 
 PAGE: Final = 4096
 LIMIT: Final = 64 << 20
@@ -45,13 +46,13 @@ class WriteCache:
                 self._page(number)[inside] = bytes(inside.stop - inside.start)
         self._make_room()
 
-    def flush(self, offset: int = 0, size: int | None = None) -> None:
+    def flush(self, offset: int = 0, size: int | None = None) -> Steps:
         """Make last what was written, to those bytes alone if they are given: to whole pages."""
         if size is None:
             self._write_back(sorted(self._pages))
         else:
             self._write_back([number for number, _, _ in _pages(offset, size)])
-        self._store.flush(offset, size)
+        yield from self._store.flush(offset, size)
 
     def _page(self, number: int) -> bytearray:
         page = self._pages.get(number)
