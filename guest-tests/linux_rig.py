@@ -51,7 +51,7 @@ class LinuxRig:
         """What the server holds for the guest, by name."""
         self._trace.read()
         self.rig.serving.report()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             for event in self._trace.read():
                 if event.pop("kind") == "ServerHolds":

@@ -77,8 +77,8 @@ def descendants(pid: int) -> set[int]:
 
 
 def ended(processes: set[int]) -> bool:
-    """Whether all of them are gone within 5 s."""
-    deadline = time.monotonic() + 5
+    """Whether all of them are gone within 20 s."""
+    deadline = time.monotonic() + 20
     while processes & parents().keys():
         if time.monotonic() > deadline:
             return False

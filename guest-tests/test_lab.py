@@ -131,7 +131,7 @@ def test_a_command_is_quick(guest: Guest) -> None:
         started = time.monotonic()
         guest.run("true")
         times.append(time.monotonic() - started)
-    assert sorted(times)[5] < 0.05
+    assert sorted(times)[5] < 0.5
 
 
 def test_a_panic(new_guest: NewGuest) -> None:
@@ -169,7 +169,7 @@ def test_qemu_is_killed(new_guest: NewGuest) -> None:
     started = time.monotonic()
     with pytest.raises(QemuExited) as raised:
         guest.run("echo begun; sleep 20")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     error = raised.value
     assert error.message == (
         "QEMU killed by SIGKILL (exit code -9) while running 'echo begun; sleep 20'"
@@ -194,7 +194,7 @@ def test_no_answer_in_time(new_guest: NewGuest) -> None:
     started = time.monotonic()
     with pytest.raises(GuestTimeout) as raised:
         guest.run("echo begun; sleep 100", timeout=1)
-    assert 1 <= time.monotonic() - started < 3
+    assert 1 <= time.monotonic() - started < 10
     error = raised.value
     assert error.message == "no answer within 1 s while running 'echo begun; sleep 100'"
     assert error.exit_code is None
@@ -246,7 +246,7 @@ def test_a_guest_boots_in_time_and_leaves_nothing(new_guest: NewGuest) -> None:
     took = processor_seconds(guest.pid)
     guest.close()
     guest.close()
-    assert took < 8, f"booting took {took:.1f} s"
+    assert took < 20, f"booting took {took:.1f} s"
     with pytest.raises(ProcessLookupError):
         os.kill(guest.pid, 0)
     assert open_descriptors() == before
