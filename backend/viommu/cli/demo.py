@@ -219,7 +219,10 @@ class Demo:
                     fields = event["text"].partition(" ")[2]
                     steps.append(fields.strip("()").removeprefix("opcode="))
                 case "SyncWaiting":
-                    steps.append(f"CMD_SYNC waits: {event['transactions']} transactions in flight")
+                    count = event["transactions"]
+                    steps.append(
+                        f"CMD_SYNC waits for {count} transaction{'s' * (count != 1)} in flight"
+                    )
                 case "SyncCompleted":
                     steps.append(_COMPLETE)
                 case "DmaRefused" if _REFUSED not in steps:

@@ -64,7 +64,7 @@ def run(
         ),
     ] = None,
     guest: Annotated[
-        str | None, typer.Option(help="A guest that `scripts/setup --guest` provided.")
+        str | None, typer.Option(help="A guest that `viommu setup --guest` provided.")
     ] = None,
 ) -> None:
     """Boot a stock guest, do to it what the scenario says, and compare with what a healthy kernel makes of it.

@@ -193,7 +193,7 @@ class InterruptRaised(Point):
 
 @dataclass(frozen=True, slots=True)
 class AtsRequested(Point):
-    """A function asks for a translation. Refuse: Unsupported Request (1) or Completer Abort (4, PCIe 2.2.9)."""
+    """A function asks for a translation. Refuse: Unsupported Request (`UR`) or Completer Abort (`CA`, PCIe 2.2.9)."""
 
     verdicts: ClassVar[_Verdicts] = frozenset({Refuse})
     codes: ClassVar[Mapping[str, int]] = {"UR": UNSUPPORTED_REQUEST, "CA": COMPLETER_ABORT}
