@@ -30,9 +30,11 @@ from tests.nvme_rig import (
     INTMS,
     RDY,
     READ,
+    SET_FEATURES,
     VS,
     WRITE,
     NvmeRig,
+    Queue,
     command,
 )
 from viommu.endpoints.nvme.controller import NvmeController
@@ -405,3 +407,47 @@ def test_a_doorbell_of_more_than_the_ring_fetches_nothing() -> None:
     queue.ring(64)
     assert not rig.nvme.busy
     assert rig.read(DATA, BLOCK) == bytes(BLOCK)
+
+
+def test_a_temperature_that_is_told_once() -> None:
+    rig = NvmeRig()
+
+    def request() -> list[int]:
+        rig.admin.put(command(ASYNC_EVENT))
+        rig.admin.ring()
+        rig.drain()
+        return [each.result for each in rig.admin.completions()]
+
+    def warning() -> int:
+        rig.admin.do(GET_LOG, 2 | 127 << 16, prp1=DATA)
+        return rig.read(DATA, 1)[0]
+
+    assert request() == []
+    assert rig.admin.do(SET_FEATURES, 4, 290).status == 0
+    assert warning() == 2, "300 K are more"
+    rig.admin.put(command(SET_FEATURES, 11, 2))
+    rig.admin.ring()
+    rig.drain()
+    assert sorted(each.result for each in rig.admin.completions()) == [0, 1 | 1 << 8 | 2 << 16]
+    assert warning() == 2
+    assert request() == [], "it was told"
+    assert rig.admin.do(SET_FEATURES, 4, 301).status == 0
+    assert warning() == 0
+    rig.admin.put(command(SET_FEATURES, 4, 300 | 1 << 20))  # the least that it may be
+    rig.admin.ring()
+    rig.drain()
+    assert len(rig.admin.completions()) == 2
+    assert warning() == 2
+
+
+def test_sizes_of_entries_may_come_after_the_enable() -> None:
+    """They count when an I/O queue is created."""
+    rig = NvmeRig(enable=False)
+    rig.set(AQA, ADMIN_ENTRIES - 1 | ADMIN_ENTRIES - 1 << 16)
+    rig.set(ASQ, ASQ_AT, 8)
+    rig.set(ACQ, ACQ_AT, 8)
+    rig.set(CC, 1)
+    rig.admin = Queue(rig, 0, ASQ_AT, ACQ_AT, ADMIN_ENTRIES)
+    assert rig.admin.do(CREATE_CQ, 1 | 1 << 16, 1, prp1=DATA).status == 0x002
+    rig.set(CC, ENABLE)
+    assert rig.admin.do(CREATE_CQ, 1 | 1 << 16, 1, prp1=DATA).status == 0

@@ -8,7 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine_rig import BASE
-from tests.nvme_rig import CC, CSTS, DATA, ENABLE, FLUSH, PAGE, RDY, READ, WRITE, NvmeRig, command
+from tests.nvme_rig import (
+    ACQ,
+    ACQ_AT,
+    AQA,
+    ASQ,
+    ASYNC_EVENT,
+    CC,
+    CFS,
+    CREATE_CQ,
+    CREATE_SQ,
+    CSTS,
+    DATA,
+    DELETE_SQ,
+    ENABLE,
+    FLUSH,
+    PAGE,
+    RDY,
+    READ,
+    WRITE,
+    NvmeRig,
+    command,
+)  # fmt: skip
 from viommu.endpoints.port import DmaStalled, Transfer
 
 WORDS = st.one_of(
@@ -123,6 +144,58 @@ def test_queues_that_come_and_go_full_leave_nothing() -> None:
         assert rig.admin.do(0, 1).status == 0
         assert rig.admin.do(4, 1).status == 0
     assert rig.nvme.tasks == 0
+
+
+def test_a_full_completion_queue_does_not_gather_what_nobody_takes() -> None:
+    """Commands of submission queues that come and go, whose completion queue stays."""
+    rig = NvmeRig()
+    rig.admin.do(CREATE_CQ, 1 | 1 << 16, 1, prp1=DATA)
+    rig.write(DATA + PAGE, b"".join(command(FLUSH, nsid=1, cid=number) for number in range(64)))
+    for _ in range(20):
+        assert rig.admin.do(CREATE_SQ, 1 | 63 << 16, 1 | 1 << 16, prp1=DATA + PAGE).status == 0
+        rig.doorbell(2, 60)
+        rig.drain()
+        assert rig.admin.do(DELETE_SQ, 1).status == 0
+    head = posted = 0
+    while rig.read(DATA + 16 * head + 12, 4) != bytes(4):
+        rig.write(DATA + 16 * head, bytes(16))
+        head, posted = 1 - head, posted + 1
+        rig.doorbell(3, head)
+        rig.drain()
+    assert posted == 1
+
+
+def test_events_on_a_full_queue_do_not_make_room_negative() -> None:
+    rig = NvmeRig()
+    for entry in (command(ASYNC_EVENT), *[command(0x7F)] * 16):
+        rig.admin.put(entry)
+    for _ in range(8):
+        rig.admin.ring()
+        rig.drain()
+        for _ in range(15):
+            rig.admin.put(command(0x7F))
+    rig.doorbell(2 * 9, 1)  # there is no such queue: the event
+    rig.admin.ring()
+    rig.drain()
+    assert rig.get(CSTS) == RDY
+    rig.admin.completions()
+    rig.drain()
+    assert rig.admin.completions(), "it goes on when there is room"
+
+
+def test_a_queue_that_leaves_the_address_space() -> None:
+    rig = NvmeRig(enable=False)
+    top, entries = (1 << 64) - PAGE, b"".join(command(0x7F, cid=number) for number in range(64))
+    rig.port.memory.add_region(top, PAGE, memoryview(bytearray(entries)))
+    rig.set(AQA, 1023 | 127 << 16)
+    rig.set(ASQ, top, 8)
+    rig.set(ACQ, ACQ_AT, 8)
+    rig.set(CC, ENABLE)
+    for index, value in ((0, 64), (1, 64), (0, 70)):
+        assert rig.get(CSTS) == RDY
+        rig.doorbell(index, value)
+        rig.drain()
+    assert rig.get(CSTS) == RDY | CFS
 
 
 # What is held

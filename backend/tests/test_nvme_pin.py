@@ -1,9 +1,12 @@
 """The interrupt pin of an NVMe controller, behind a QEMU that lets go of it at any access, and a driver in a hurry."""
 
+from typing import Any
+
 import pytest
 
 from tests.nvme_rig import ASYNC_EVENT, CFS, CSTS, DATA, FLUSH, IDENTIFY, NvmeRig, Queue, command
 from viommu.endpoints.nvme.interrupts import LOST, PATIENCE, VAIN
+from viommu.endpoints.port import Transfer
 
 
 class Wired:
@@ -200,3 +203,35 @@ def test_messages_take_over(wired: Wired) -> None:
     wired.rig.nvme.pin_enabled = lambda: True
     wired.flush()
     assert wired.sent == 1
+
+
+def test_a_completion_that_is_seen_before_we_know_that_it_is_there(wired: Wired) -> None:
+    """The DMA that wrote it is held up. The driver may say that it has seen it, and hears no more of it."""
+    held = True
+
+    class Held(Transfer):
+        @property
+        def waiting(self) -> bool:
+            return held and wired.rig.read(self.iova, 16) != bytes(16)
+
+    begin = wired.rig.port.begin
+
+    def hold(iova: int, size: int, **access: Any) -> Transfer:
+        transfer = begin(iova, size, **access)
+        if iova != wired.queue.cq:
+            return transfer
+        wired.rig.port.in_flight -= 1
+        return Held(wired.rig.port, transfer.translation)
+
+    wired.rig.port.begin = hold  # type: ignore[method-assign]
+    wired.flush()
+    assert wired.sent == 0
+    assert len(wired.queue.completions()) == 1, "and the doorbell rings"
+    held = False
+    wired.wait(0)
+    wired.wait(1.0)
+    assert wired.sent == 0
+    assert wired.rig.nvme.tasks == 0
+    wired.flush()
+    assert wired.sent == 1
+    assert len(wired.queue.completions()) == 1

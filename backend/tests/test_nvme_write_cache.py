@@ -10,7 +10,7 @@ from tests.disk_tools import flush
 from tests.nvme_rig import BLOCK, DATA, FLUSH, PAGE, SET_FEATURES, WRITE, NvmeRig
 from viommu.disks import open_disk
 from viommu.endpoints.nvme.store import BlockStore, RamDisk
-from viommu.endpoints.nvme.write_cache import WriteCache
+from viommu.endpoints.nvme.write_cache import RUN, WriteCache
 
 SIZE = 8 * PAGE - BLOCK
 FORCE_UNIT_ACCESS = 1 << 30
@@ -83,8 +83,38 @@ def test_what_a_controller_makes_last() -> None:
     assert lasts(1)
     write(2)
     rig.admin.do(SET_FEATURES, 6, 0)
+    assert lasts(2), "there is no cache any more"
     write(65)
     assert (lasts(65), lasts(2)) == (True, True), "the write cache is off"
+
+
+class Counting(RamDisk):
+    """How many bytes each access had."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.seen: list[tuple[str, int]] = []
+
+    def write(self, offset: int, data: memoryview) -> None:
+        self.seen.append(("write", len(data)))
+        super().write(offset, data)
+
+    def zero(self, offset: int, size: int) -> None:
+        self.seen.append(("zero", size))
+        super().zero(offset, size)
+
+
+def test_adjacent_pages_go_together() -> None:
+    """A step each, so that others have their turn."""
+    below = Counting(4 << 20)
+    cache = WriteCache(below)
+    cache.write(0, memoryview(bytes(RUN * PAGE + PAGE)))
+    cache.zero(RUN * PAGE + PAGE, 3 * PAGE)
+    cache.write(3 << 20, memoryview(b"x"))
+    assert len(list(cache.flush())) == 5
+    assert below.seen == [
+        ("write", RUN * PAGE), ("write", PAGE), ("zero", 3 * PAGE), ("write", PAGE),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("volatile", [False, True])

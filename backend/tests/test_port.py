@@ -202,3 +202,10 @@ def test_a_transfer_that_fails_is_not_left_in_flight(behind: Behind) -> None:
         transfer.read_into(bytearray(8))
     behind.rig.submit(*CFGI_STE_SYNC)
     assert behind.rig.consumed
+
+
+def test_there_is_nothing_beyond_64_bits() -> None:
+    for port in (Bare().port, Behind().port):
+        with pytest.raises(DmaFault, match="64 bits"):
+            port.begin(1 << 64, 64, write=False)
+        assert port.in_flight == 0

@@ -260,6 +260,8 @@ class DmaPort:
     def issue(self, access: Access, iova: int, size: int, attributes: DmaAttributes) -> Transfer:
         """`begin` below the filters."""
         write, substream_id = access.write, access.substream_id
+        if iova >> 64:
+            raise self._refused(iova, write, "there are 64 bits of address")
         if not self.bus_master and not self._goes_out(access, iova, size):
             raise self._refused(iova, write, self.closed or "Bus Master is off")
         if self.pasid is not None and substream_id is not None:

@@ -90,6 +90,7 @@ class ErrorEntry(Layout, size=64):
 class SmartLog(Layout, size=512):
     """The SMART / Health Information log page."""
 
+    critical_warning = octets(0)
     composite_temperature = octets(1, 2)
     available_spare = octets(3)
     available_spare_threshold = octets(4)

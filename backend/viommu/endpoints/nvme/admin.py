@@ -1,13 +1,13 @@
 """What the commands of the admin queue do (NVM Express 1.4, 5)."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Protocol
 
 from viommu.endpoints.nvme import prps
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.endpoints.nvme.features import Features
 from viommu.endpoints.nvme.identify import Identification
-from viommu.endpoints.nvme.logs import AsyncEvents, Logs
+from viommu.endpoints.nvme.logs import AsyncEvent, AsyncEvents, Logs
 from viommu.endpoints.nvme.queues import CompletionQueue, Drained, Queues, SubmissionQueue
 from viommu.endpoints.transfers import Steps, Transfers, Waiting
 from viommu.layouts.nvme_commands import (
@@ -61,12 +61,16 @@ class AdminCommands:
         logs: Logs,
         page: int,
         *,
-        entry_sizes: bool,
+        entry_sizes: Callable[[], bool],
+        flush: Callable[[], Steps],
     ) -> None:
-        """`page` is CC.MPS; `entry_sizes` says whether CC gives those of the I/O queues' entries."""
+        """`page` is CC.MPS; `entry_sizes` says whether CC gives those of the I/O queues' entries now.
+
+        `flush` makes what was written last.
+        """
         self._transfers, self._queues, self._identification = transfers, queues, identification
         self._features, self._logs = features, logs
-        self._page, self._entry_sizes = page, entry_sizes
+        self._page, self._entry_sizes, self._flush = page, entry_sizes, flush
 
     def run(self, entry: SubmissionEntry, work: Work) -> Result:
         """Raises `CommandFailed` and `DmaFault`."""
@@ -80,8 +84,7 @@ class AdminCommands:
             case AdminOpcode.GET_FEATURES:
                 return self._features.get(FeaturesCommand(entry.value))
             case AdminOpcode.SET_FEATURES:
-                exist = len(self._queues.submission) > 1 or len(self._queues.completion) > 1
-                return self._features.set(FeaturesCommand(entry.value), queues_exist=exist)
+                return (yield from self._set_features(FeaturesCommand(entry.value), work.events))
             case AdminOpcode.CREATE_IO_CQ:
                 self._create_completion(CreateCompletionQueueCommand(entry.value))
             case AdminOpcode.CREATE_IO_SQ:
@@ -107,9 +110,20 @@ class AdminCommands:
         segments = yield from prps.locate(self._transfers, entry, len(data), self._page)
         yield from self._transfers.move(segments, memoryview(data), write=True)
 
+    def _set_features(self, command: FeaturesCommand, events: AsyncEvents) -> Result:
+        features = self._features
+        cached, warned = features.write_cache, features.warns
+        exist = len(self._queues.submission) > 1 or len(self._queues.completion) > 1
+        result = features.set(command, queues_exist=exist)
+        if cached and not features.write_cache:
+            yield from self._flush()  # nothing is volatile any more
+        if features.warns and not warned:
+            events.happened(AsyncEvent.TEMPERATURE_THRESHOLD)
+        return result
+
     def _log(self, command: GetLogPageCommand, events: AsyncEvents) -> Steps:
         size = 4 * (command.dwords + 1)
-        page = self._logs.page(command.log_id)
+        page = self._logs.page(command.log_id, self._features.critical_warning)
         if command.offset % 4 or command.offset > len(page):
             raise CommandFailed(Status.INVALID_FIELD, 48)
         if size > _LOG_LIMIT:
@@ -130,7 +144,7 @@ class AdminCommands:
         self._queues.create_submission(command.queue_id, base, entries, completions)
 
     def _base(self, command: SubmissionEntry, contiguous: bool) -> int:
-        if not contiguous or not self._entry_sizes:
+        if not contiguous or not self._entry_sizes():
             raise CommandFailed(Status.INVALID_FIELD, 44)
         if command.prp1 % self._page:
             raise CommandFailed(Status.PRP_OFFSET_INVALID, 24)

@@ -240,8 +240,6 @@ class NvmeController(Endpoint):
     def _begin(self, page: int, bases: tuple[int, int], sizes: tuple[int, int]) -> None:
         self._queues.create_admin(bases, sizes)
         features = Features()
-        configuration = self._configuration
-        sizes = configuration.io_submission_entry_size, configuration.io_completion_entry_size
         admin = AdminCommands(
             self._transfers,
             self._queues,
@@ -249,7 +247,8 @@ class NvmeController(Endpoint):
             features,
             self._logs,
             page,
-            entry_sizes=sizes == (_SQ_ENTRY, _CQ_ENTRY),
+            entry_sizes=self._entry_sizes,
+            flush=self._store.flush,
         )
         io = IoCommands(self._transfers, self._store, self._block_size, features, self._logs, page)
         self._engine = Engine(
@@ -264,6 +263,12 @@ class NvmeController(Endpoint):
         )
         self._status.ready = True
         self._tell("ready")
+
+    def _entry_sizes(self) -> bool:
+        """CC.IOSQES and CC.IOCQES, which count from when the first I/O queue is created, are right."""
+        configuration = self._configuration
+        sizes = configuration.io_submission_entry_size, configuration.io_completion_entry_size
+        return sizes == (_SQ_ENTRY, _CQ_ENTRY)
 
     def _disable(self) -> None:
         """The controller level reset: all work ends, the queues are gone (7.3.2)."""

@@ -5,12 +5,14 @@ before I/O commands. A submission queue is fetched from as long as it has entrie
 place in its completion queue counts. Completions go out in order.
 """
 
+from collections import deque
+
 from viommu.endpoints.nvme.admin import AdminCommands
 from viommu.endpoints.nvme.errors import RETRIABLE, CommandFailed
 from viommu.endpoints.nvme.events import NvmeCommandEnded, NvmeCommandFetched
 from viommu.endpoints.nvme.interrupts import Interrupts
 from viommu.endpoints.nvme.io import IoCommands
-from viommu.endpoints.nvme.logs import AsyncEvents, ErrorEvent, Logs
+from viommu.endpoints.nvme.logs import AsyncEvent, AsyncEvents, Logs
 from viommu.endpoints.nvme.queues import CompletionQueue, Pending, Queues, SubmissionQueue
 from viommu.endpoints.port import DmaFault
 from viommu.endpoints.tasks import Tasks
@@ -61,23 +63,23 @@ class Engine:
         """A tail doorbell was written."""
         queue = self._queues.submission.get(queue_id)
         if queue is None:
-            self._happened(ErrorEvent.INVALID_DOORBELL_REGISTER)
+            self._happened(AsyncEvent.INVALID_DOORBELL_REGISTER)
         elif queue.ring(value):
             self._kick(queue)
         else:
-            self._happened(ErrorEvent.INVALID_DOORBELL_VALUE)
+            self._happened(AsyncEvent.INVALID_DOORBELL_VALUE)
 
     def ring_completion(self, queue_id: int, value: int) -> None:
         """A head doorbell was written."""
         queue = self._queues.completion.get(queue_id)
         if queue is None:
-            self._happened(ErrorEvent.INVALID_DOORBELL_REGISTER)
+            self._happened(AsyncEvent.INVALID_DOORBELL_REGISTER)
         elif queue.ring(value):
             self._interrupts.acknowledged(queue)
         else:
-            self._happened(ErrorEvent.INVALID_DOORBELL_VALUE)
+            self._happened(AsyncEvent.INVALID_DOORBELL_VALUE)
 
-    def _happened(self, event: ErrorEvent) -> None:
+    def _happened(self, event: AsyncEvent) -> None:
         self.events.happened(event)
         self._tell()
 
@@ -190,15 +192,25 @@ class Engine:
         return True
 
     def abandon(self, queue: SubmissionQueue) -> None:
-        """A submission queue is being deleted: nothing of it goes on."""
+        """A submission queue is being deleted: nothing of it goes on.
+
+        If its completion queue is full, nobody hears of what is not posted yet: more and more could wait there.
+        """
+        completions = queue.completions
+        full = completions.waiting
+        if full:
+            completions.pending = deque(
+                each for each in completions.pending if each.sq is not queue
+            )
         if queue.fetch is not None:
             self.tasks.cancel(queue.fetch)
         queue.fetch, queue.tail = None, queue.head
         for command_id in list(queue.commands):
             self.tasks.cancel(queue.commands[command_id])
             self._leave(queue, command_id)
-            status = Status.COMMAND_ABORTED_SQ_DELETION
-            self._post(Pending(queue, command_id, 0, status, False))
+            if not full:
+                status = Status.COMMAND_ABORTED_SQ_DELETION
+                self._post(Pending(queue, command_id, 0, status, False))
 
     def discard(self, queue: CompletionQueue) -> None:
         """A completion queue is deleted: what it has no place for is lost."""
@@ -224,16 +236,19 @@ class Engine:
             if not count:
                 yield queue
                 continue
+            completions = [queue.pending.popleft() for _ in range(count)]
+            place, entries = queue.place, queue.entries(completions)
+            queue.advance(count)
+            queue.on_its_way = count
             try:
-                yield from self._transfers.write(queue.place, queue.entries(count))
+                yield from self._transfers.write(place, entries)
             except DmaFault as fault:
                 raise Fatal(f"completion queue {queue.id}: {fault}") from None
-            queue.advance(count)
+            queue.on_its_way = 0
             self._interrupts.posted(queue)
-            for _ in range(count):
-                submission = queue.pending.popleft().sq
-                submission.outstanding -= 1
-                self._kick(submission)
+            for each in completions:
+                each.sq.outstanding -= 1
+                self._kick(each.sq)
         queue.post = None
 
     def step(self) -> None:

@@ -3,7 +3,7 @@
 from typing import Final
 
 from viommu.endpoints.nvme.errors import CommandFailed
-from viommu.endpoints.nvme.logs import NAMESPACE_ATTRIBUTE_NOTICES
+from viommu.endpoints.nvme.logs import NAMESPACE_ATTRIBUTE_NOTICES, TEMPERATURE
 from viommu.endpoints.nvme.queues import IO_QUEUES
 from viommu.layouts.nvme_commands import FeatureId, FeaturesCommand, FeatureSelect, Status
 
@@ -43,6 +43,19 @@ class Features:
     def write_cache(self) -> bool:
         """Whether writes may wait for a flush."""
         return bool(self._value(FeatureId.VOLATILE_WRITE_CACHE, 0))
+
+    @property
+    def critical_warning(self) -> int:
+        """That of the SMART log: bit 1, the temperature has reached a threshold (5.14.1.2)."""
+        over, under = (
+            self._value(FeatureId.TEMPERATURE_THRESHOLD, kind) for kind in (_OVER, _UNDER)
+        )
+        return int(not under < TEMPERATURE < over) << 1
+
+    @property
+    def warns(self) -> bool:
+        """There is a critical warning that software wants to hear of."""
+        return bool(self.critical_warning & self._value(FeatureId.ASYNC_EVENT_CONFIGURATION, 0))
 
     def get(self, command: FeaturesCommand) -> int:
         """The result of Get Features."""

@@ -56,6 +56,8 @@ class Interrupts:
         if not self.wired():
             self._reset_pin()
             self.send(queue.vector)
+        elif not queue.unread:
+            return  # it was seen already
         elif self._late:
             self._then = self._clock() + LOST
         elif not self._sent and self._then is None:

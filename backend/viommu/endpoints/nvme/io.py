@@ -93,6 +93,8 @@ class IoCommands:
             self._load(offset, ours)
             if ours != buffer:
                 raise CommandFailed(Status.COMPARE_FAILURE)
+        self._logs.reads += 1
+        self._logs.bytes_read += size
 
     def _flush(self, entry: SubmissionEntry) -> Steps:  # noqa: ARG002 - it has no fields
         yield from self._store.flush()

@@ -1,7 +1,7 @@
 """The log pages, and the events that software asked to hear of (NVM Express 1.4, 5.2 and 5.14)."""
 
 from collections import deque
-from enum import IntEnum
+from enum import Enum
 
 from viommu.endpoints.nvme.errors import CommandFailed
 from viommu.layouts.nvme_commands import LogId, Status
@@ -22,11 +22,12 @@ VENDOR_SPECIFIC = 7
 """The type of asynchronous events that the specification leaves to us (5.2)."""
 
 
-class ErrorEvent(IntEnum):
-    """Information of an asynchronous event of the type Error Status (0)."""
+class AsyncEvent(Enum):
+    """What software can hear of: the type of the event, its information, and the log page that tells more."""
 
-    INVALID_DOORBELL_REGISTER = 0
-    INVALID_DOORBELL_VALUE = 1
+    INVALID_DOORBELL_REGISTER = 0, 0, LogId.ERROR_INFORMATION
+    INVALID_DOORBELL_VALUE = 0, 1, LogId.ERROR_INFORMATION
+    TEMPERATURE_THRESHOLD = 1, 1, LogId.SMART
 
 
 class Logs:
@@ -53,14 +54,14 @@ class Logs:
         )
         self._errors.appendleft(entry)
 
-    def page(self, log_id: int) -> bytes:
+    def page(self, log_id: int, critical_warning: int = 0) -> bytes:
         """A log page; raises `CommandFailed` for one that there is not."""
         match log_id:
             case LogId.ERROR_INFORMATION:
                 entries = b"".join(each.to_bytes() for each in self._errors)
                 return entries.ljust(ERROR_ENTRIES * ErrorEntry.size, b"\0")
             case LogId.SMART:
-                return self._smart().to_bytes()
+                return self._smart(critical_warning).to_bytes()
             case LogId.FIRMWARE_SLOT:
                 return FirmwareSlotLog(
                     active_slot=1, revision_of_slot_1=text(FIRMWARE, 8)
@@ -70,8 +71,9 @@ class Logs:
             case _:
                 raise CommandFailed(Status.INVALID_LOG_PAGE)
 
-    def _smart(self) -> SmartLog:
+    def _smart(self, critical_warning: int) -> SmartLog:
         return SmartLog(
+            critical_warning=critical_warning,
             composite_temperature=TEMPERATURE,
             available_spare=100,
             available_spare_threshold=10,
@@ -88,14 +90,15 @@ class Logs:
 class AsyncEvents:
     """Requests that wait for an event, and events that wait for a request.
 
-    After an event was told, further ones wait until its log page was read.
+    After an event was told, further ones of its type wait until its log page was read.
     """
 
     def __init__(self) -> None:
         self.requests: deque[int] = deque()
         """Command Identifiers."""
-        self._untold: deque[ErrorEvent] = deque()
-        self._masked = False
+        self._untold: list[AsyncEvent] = []
+        self._masked: set[int] = set()
+        # Log pages that have to be read first.
 
     def request(self, command_id: int) -> None:
         """Raises `CommandFailed` when there are too many."""
@@ -103,15 +106,14 @@ class AsyncEvents:
             raise CommandFailed(Status.ASYNC_EVENT_REQUEST_LIMIT_EXCEEDED)
         self.requests.append(command_id)
 
-    def happened(self, event: ErrorEvent) -> None:
+    def happened(self, event: AsyncEvent) -> None:
         """Remember it, once."""
         if event not in self._untold:
             self._untold.append(event)
 
     def read(self, log_id: int) -> None:
         """The log page was read, and events that lead to it can be told again."""
-        if log_id == LogId.ERROR_INFORMATION:
-            self._masked = False
+        self._masked.discard(log_id)
 
     def nudge(self) -> tuple[int, int] | None:
         """A request that can be completed for no other reason than to be noticed, with its result."""
@@ -121,7 +123,10 @@ class AsyncEvents:
 
     def next(self) -> tuple[int, int] | None:
         """A request that can be completed, with its result."""
-        if self._masked or not self.requests or not self._untold:
-            return None
-        self._masked = True
-        return self.requests.popleft(), self._untold.popleft() << 8 | LogId.ERROR_INFORMATION << 16
+        for event in self._untold if self.requests else ():
+            kind, information, log_id = event.value
+            if log_id not in self._masked:
+                self._masked.add(log_id)
+                self._untold.remove(event)
+                return self.requests.popleft(), kind | information << 8 | log_id << 16
+        return None

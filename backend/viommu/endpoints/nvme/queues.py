@@ -1,6 +1,7 @@
 """Submission and completion queues as rings in guest RAM (NVM Express 1.4, 4.1), and which of them there are."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from viommu.endpoints.nvme.errors import CommandFailed
@@ -39,6 +40,8 @@ class CompletionQueue:
         self.head = self.tail = 0
         self.post: Task | None = None
         self.pending: deque[Pending] = deque()
+        self.on_its_way = 0
+        """Entries that have their places, and are not all in guest RAM yet."""
         self._phase = 1
 
     @property
@@ -54,7 +57,11 @@ class CompletionQueue:
 
     @property
     def unread(self) -> int:
-        """Entries that software has not said to have seen."""
+        """Entries in guest RAM that software has not said to have seen."""
+        return max(0, self._taken - self.on_its_way)
+
+    @property
+    def _taken(self) -> int:
         return (self.tail - self.head) % self.size
 
     @property
@@ -62,8 +69,8 @@ class CompletionQueue:
         """Where the next entry goes."""
         return self.base + self.tail * COMPLETION_SIZE
 
-    def entries(self, count: int) -> bytes:
-        """The first `count` pending completions, as they go to `place`."""
+    def entries(self, completions: Sequence[Pending]) -> bytes:
+        """As they go to `place`."""
         return b"".join(
             completion_entry(
                 result=each.result,
@@ -74,18 +81,18 @@ class CompletionQueue:
                 status=each.status,
                 do_not_retry=each.do_not_retry,
             )
-            for each in (self.pending[place] for place in range(count))
+            for each in completions
         )
 
     def advance(self, count: int) -> None:
-        """Entries have been written."""
+        """Entries are being written. Software may see them before we know that they are there."""
         self.tail += count
         if self.tail == self.size:
             self.tail, self._phase = 0, 1 - self._phase
 
     def ring(self, head: int) -> bool:
-        """The head doorbell. False when the value is not one of what was unread."""
-        if head >= self.size or (head - self.head) % self.size > self.unread:
+        """The head doorbell. False when the value is not one of what software can have seen."""
+        if head >= self.size or (head - self.head) % self.size > self._taken:
             return False
         self.head = head
         return True
@@ -99,7 +106,8 @@ class Drained:
 
     @property
     def waiting(self) -> bool:
-        return bool(self._queue.pending) and not self._queue.waiting
+        queue = self._queue
+        return bool(queue.on_its_way or (queue.pending and not queue.waiting))
 
 
 class SubmissionQueue:
@@ -118,7 +126,7 @@ class SubmissionQueue:
     def room(self) -> int:
         """How many entries can be fetched in a row."""
         there = (self.tail - self.head) % self.size
-        return min(there, self.size - self.head, DEPTH - self.outstanding)
+        return max(0, min(there, self.size - self.head, DEPTH - self.outstanding))
 
     @property
     def place(self) -> int:

@@ -1,5 +1,6 @@
 """A volatile write cache: what software forgets to flush is lost with the power."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
@@ -9,6 +10,8 @@ from viommu.endpoints.transfers import Steps
 PAGE: Final = 4096
 LIMIT: Final = 64 << 20
 """The most that waits for a flush, bytes. A write that goes beyond it makes room: all goes to the store."""
+RUN: Final = 256
+"""Adjacent pages that go to the store at once, at most."""
 _ZEROS: Final = bytes(PAGE)
 
 
@@ -49,9 +52,9 @@ class WriteCache:
     def flush(self, offset: int = 0, size: int | None = None) -> Steps:
         """Make last what was written, to those bytes alone if they are given: to whole pages."""
         if size is None:
-            self._write_back(sorted(self._pages))
+            yield from self._write_back(sorted(self._pages))
         else:
-            self._write_back([number for number, _, _ in _pages(offset, size)])
+            yield from self._write_back([number for number, _, _ in _pages(offset, size)])
         yield from self._store.flush(offset, size)
 
     def _page(self, number: int) -> bytearray:
@@ -67,16 +70,30 @@ class WriteCache:
 
     def _make_room(self) -> None:
         if len(self._pages) * PAGE > self._limit:
-            self._write_back(sorted(self._pages))
+            for _ in self._write_back(sorted(self._pages)):
+                pass
 
-    def _write_back(self, numbers: list[int]) -> None:
-        for number in numbers:
-            page = self._pages.get(number)
-            if page is _ZEROS:
-                self._store.zero(number * PAGE, PAGE)
-            elif page is not None:
-                self._store.write(number * PAGE, memoryview(page))
-            self._pages.pop(number, None)
+    def _write_back(self, numbers: list[int]) -> Steps:
+        """A step for each run of adjacent pages, which are all zeros, or none of them."""
+        left = deque(numbers)
+        while left:
+            run = [left.popleft()]
+            if run[0] not in self._pages:
+                continue  # it has gone to the store meanwhile
+            zeros = self._pages[run[0]] is _ZEROS
+            while left and left[0] == run[-1] + 1 and len(run) < RUN:
+                page = self._pages.get(left[0])
+                if page is None or (page is _ZEROS) != zeros:
+                    break
+                run.append(left.popleft())
+            if zeros:
+                self._store.zero(run[0] * PAGE, len(run) * PAGE)
+            else:
+                data = b"".join(self._pages[number] for number in run)
+                self._store.write(run[0] * PAGE, memoryview(data))
+            for number in run:
+                del self._pages[number]
+            yield None
 
 
 def _pages(offset: int, size: int) -> Iterator[tuple[int, slice, slice]]:
