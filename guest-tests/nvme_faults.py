@@ -138,7 +138,7 @@ FAULTS = (
     Fault(
         DATA_IN,
         "dma-writing",
-        '{ action = "defer", until = { event = "NvmeCommandFetched" } }',
+        '{ action = "defer", until = { event = "NvmeCommandFetched", sq_id = 1 } }',
         WRONG,
     ),
     Fault(DATA_OUT, "dma-read", '"skip"', WRONG),

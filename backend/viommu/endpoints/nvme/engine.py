@@ -51,8 +51,8 @@ class Engine:
     ) -> None:
         self._name, self._queues, self._transfers = name, queues, transfers
         self._interrupts, self._logs, self._tracer = interrupts, logs, tracer
-        interrupts.nudge = self._nudge
         self.events = AsyncEvents()
+        interrupts.nudge, interrupts.can_nudge = self._nudge, lambda: bool(self.events.requests)
         self.tasks = Tasks(TOGETHER)
         self._executing = 0
         self._admin, self._io = admin, io
@@ -257,7 +257,7 @@ class Engine:
     def cancel(self) -> None:
         """End everything; what is in flight ends without moving its bytes."""
         self.tasks.clear()
-        self._interrupts.nudge = lambda: None
+        self._interrupts.nudge, self._interrupts.can_nudge = lambda: None, lambda: False
 
 
 def _check(queue: SubmissionQueue, entry: SubmissionEntry) -> None:

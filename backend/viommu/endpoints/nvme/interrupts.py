@@ -8,7 +8,9 @@ that is asserted for nothing keeps the guest looking, until its kernel disables 
 - when the pin was released and there is still a reason, the driver is given time to see that by itself, if it can:
   unless it has just told us how far it has looked in that queue;
 - when it has seen all and an interrupt is still out, that comes for nothing, or was lost. If it is not released soon,
-  the controller makes the driver access a BAR, by an asynchronous event.
+  the controller makes the driver access a BAR, by an asynchronous event;
+- while there is no request for such an event, the driver is given time before each interrupt. After an event Linux
+  makes the next request by itself, but not while it is interrupted all the time.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,8 @@ PATIENCE = 1e-3, 50e-3
 """Seconds in which a driver that is looking has seen all: at first, and at most."""
 VAIN = 2e-3
 """Seconds after which an interrupt that has no reason any more is not released by itself."""
+TRIES = 8
+"""How often it is then made to be, with twice the time in between each time. A driver that polls lets go of nothing."""
 LOST = 20e-3
 """Seconds after which an interrupt that was on its way would have come."""
 
@@ -30,7 +34,9 @@ class Interrupts:
         self.send: Callable[[int], bool] = lambda _vector: False
         self.wired: Callable[[], bool] = lambda: False
         self.nudge: Callable[[], None] = lambda: None
-        """Makes the driver access a BAR, if it is looking."""
+        """Makes the driver access a BAR, if it is looking, and if that is possible."""
+        self.can_nudge: Callable[[], bool] = lambda: False
+        """It is possible."""
         self.mask = 0
         """INTMS, of which bit 0 is the pin's. With MSI-X it has no meaning."""
         self._queues, self._clock = queues, clock
@@ -41,6 +47,7 @@ class Interrupts:
         self._looked: CompletionQueue | None = None
         # The queue in which the driver has told how far it has looked, if that was its last access.
         self._patience = PATIENCE[0]
+        self._tries = 0
         self._then: float | None = None
         # When to act.
 
@@ -61,7 +68,10 @@ class Interrupts:
         elif self._late:
             self._then = self._clock() + LOST
         elif not self._sent and self._then is None:
-            self._assert()
+            if self.can_nudge():
+                self._assert()
+            else:
+                self._then = self._clock() + self._patience
 
     def accessed(self) -> None:
         """The guest has accessed a BAR."""
@@ -71,7 +81,7 @@ class Interrupts:
         """That access was to the head doorbell of a completion queue."""
         self._looked = queue
         if not self._wanted():
-            self._late = self._sent  # unless `released` follows
+            self._late, self._tries = self._sent, 0  # unless `released` follows
             self._then = self._clock() + VAIN if self._late else None
 
     def released(self) -> None:
@@ -96,9 +106,10 @@ class Interrupts:
         if self._wanted():
             self._assert()
         elif self._late:
-            if self._patience < PATIENCE[1]:  # or a driver that polls would be waited for for ever
-                self._patience = min(2 * self._patience, PATIENCE[1])
-                self._then = self._clock() + VAIN
+            self._patience = min(2 * self._patience, PATIENCE[1])
+            if self._tries < TRIES:
+                self._then = self._clock() + VAIN * 2**self._tries
+                self._tries += 1
             self.nudge()
 
     def reset(self) -> None:
