@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.ats_rig import Function
 from tests.domain_rig import IOVA, DomainRig, acpi_device
 from tests.driver_rig import DATA, PAGE, fault
 from viommu.driver.domains import (
@@ -15,6 +16,7 @@ from viommu.driver.page_tables import PageTable
 from viommu.layouts.commands import Opcode
 from viommu.layouts.records import EventType
 from viommu.layouts.tables import SteConfig
+from viommu.smmu import Access as Transaction
 
 PCI = 0x10
 
@@ -169,6 +171,52 @@ def test_a_configuration_that_the_smmu_does_not_take_leaves_the_domain_blocked(
     rig.detach(domain, device)
     rig.attach(domain, device)
     assert rig.reaches(PCI) == DATA
+
+
+def test_nothing_of_before_a_failed_configuration_is_used_after_the_next(rig: DomainRig) -> None:
+    device, function = DmaDevice("pci", PCI, ats=True), Function()
+    domain, wanted = rig.domain(DomainType.UNMANAGED), tables(rig, DATA + PAGE)
+    rig.smmu.connect(PCI, function)
+    rig.attach(domain, device)
+    assert rig.remapping.configure_domain(domain, tables(rig, DATA)) is NtStatus.SUCCESS
+    slow = rig.smmu.translate(Transaction(PCI), IOVA, 8)
+
+    def end_too_late() -> None:
+        if rig.config(PCI) is SteConfig.ABORT:  # the call has given up
+            rig.smmu.retire(slow)
+        rig.smmu.step()
+
+    rig.while_polling = end_too_late
+    assert rig.remapping.configure_domain(domain, wanted) is NtStatus.IO_TIMEOUT
+    assert rig.remapping.state(device) is AttachmentState.ATTACHED
+    assert rig.reaches(PCI) is None
+    assert [request.size for request in function.requests] == [1 << 64]
+    assert rig.remapping.configure_domain(domain, wanted) is NtStatus.SUCCESS
+    assert rig.reaches(PCI) == DATA + PAGE
+
+
+def test_a_function_that_may_remember_what_was_before_a_configuration_is_blocked(
+    rig: DomainRig,
+) -> None:
+    device, function = DmaDevice("pci", PCI, ats=True), Function()
+    domain, wanted = rig.domain(DomainType.UNMANAGED), tables(rig, DATA + PAGE)
+    rig.smmu.connect(PCI, function)
+    rig.attach(domain, device)
+    assert rig.remapping.configure_domain(domain, tables(rig, DATA)) is NtStatus.SUCCESS
+
+    def give_up() -> None:
+        rig.smmu.give_up()
+        rig.smmu.step()
+
+    function.at_once, rig.while_polling = False, give_up
+    assert rig.remapping.configure_domain(domain, wanted) is NtStatus.DEVICE_UNRESPONSIVE
+    assert rig.remapping.state(device) is AttachmentState.BLOCKED
+    function.at_once = True
+    assert rig.remapping.configure_domain(domain, wanted) is NtStatus.SUCCESS
+    assert rig.reaches(PCI) is None
+    rig.detach(domain, device)
+    rig.attach(domain, device)
+    assert rig.reaches(PCI) == DATA + PAGE
 
 
 def test_an_attach_that_the_smmu_does_not_take_is_blocked(

@@ -124,7 +124,8 @@ class DmaRemapping:
         """Give an unmanaged domain its page tables, instead of those that it had. Until the first time it blocks.
 
         INVALID_HANDLE: deleted. INVALID_PARAMETER_1: it is not unmanaged. INVALID_PARAMETER_2: the SMMU cannot use such
-        tables. After a failure of the SMMU (IO_TIMEOUT and the like) the domain is not configured and blocks.
+        tables. After a failure of the SMMU or a function (IO_TIMEOUT, DEVICE_UNRESPONSIVE and the like) the domain is
+        not configured and blocks; devices of it may be BLOCKED then.
         """
         with self._lock:
             if domain.deleted:
@@ -152,7 +153,7 @@ class DmaRemapping:
             except DriverError as error:
                 domain.configured = False
                 for attachment in members:
-                    self._unroute(attachment)
+                    self._unroute(attachment, space)
                 return status_of(error)
             self._changed(domain, "configured")
             return NtStatus.SUCCESS
@@ -354,11 +355,15 @@ class DmaRemapping:
             else:
                 self._driver.invalidate_stream(stream_id)
 
-    def _unroute(self, attachment: Attachment) -> None:
-        """Let nothing through, but keep the attachment; it is BLOCKED when the SMMU does not play along."""
+    def _unroute(self, attachment: Attachment, space: UnmanagedDomain) -> None:
+        """Let nothing through, but keep the attachment; it is BLOCKED when something may be remembered."""
         try:
             for stream_id in attachment.streams:
                 self._driver.detach(stream_id)
+            # The next tables have the same ASID.
+            space.invalidate_tlb()
+            if attachment.device.ats:
+                space.invalidate_atcs(attachment.streams)
         except DriverError:
             for stream_id in attachment.streams:
                 self._driver.block(stream_id)
