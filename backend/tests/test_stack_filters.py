@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 import pytest
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from tests import smmu_rig as hw
 from tests.test_port import LEAF, Behind
 from viommu.endpoints.port import DmaFault, DmaPort, DmaRefused, DmaStalled
+from viommu.endpoints.tasks import Tasks
+from viommu.endpoints.test_engine import SmmuTestEngine
+from viommu.endpoints.transfers import Segment, Transfers
 from viommu.layouts.ntstatus import NtStatus
+from viommu.layouts.test_engine import EngineCommand, UserFrame, user_frame
 from viommu.memory import GuestMemory
 from viommu.smmu import Access, Translation
 from viommu.stack import Abort, DriverObject, Filter, FilterDevice, IoManager, Outcome, Request
@@ -259,14 +264,63 @@ def test_a_transaction_that_moves_nothing(stack: Stack) -> None:
     assert witness.outcomes == [Outcome.ENDED]
 
 
-@pytest.mark.parametrize("point", ["before", "after", "data"])
-def test_a_filter_with_a_bug_leaves_nothing_in_flight(stack: Stack, point: str) -> None:
-    def fail(*_: object) -> None:
-        raise ZeroDivisionError
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
 
+
+@pytest.mark.parametrize("point", ["before", "after", "data", "completed"])
+def test_a_filter_with_a_bug_leaves_nothing_in_flight(stack: Stack, point: str) -> None:
     stack.attach(Witness(act={point: fail}))
     with pytest.raises(ZeroDivisionError):
         stack.write(b"12345678")
+
+
+@pytest.mark.parametrize("iova", [IOVA, 0x9000])
+def test_one_that_fails_at_the_end_is_not_the_last_that_is_told(stack: Stack, iova: int) -> None:
+    low, high = Witness(act={"completed": fail}), Witness()
+    stack.attach(low)
+    stack.attach(high)
+    with pytest.raises(ZeroDivisionError):
+        stack.write(b"12345678", iova)
+    assert low.outcomes == high.outcomes
+    assert len(high.outcomes) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_what_a_generator_has_in_flight_ends_though_a_filter_fails(
+    stack: Stack, steps: int
+) -> None:
+    """In the middle of them, and when they are ended from outside."""
+    stack.attach(Witness(act={"completed": fail}))
+    segments = [Segment(IOVA + 16 * place, 8) for place in range(3)]
+    tasks = Tasks()
+    for _ in range(2):
+        tasks.spawn(Transfers(stack.port).move(segments, memoryview(bytes(24)), write=True))
+    for _ in range(steps):
+        tasks.step()
+    assert stack.port.in_flight == 3 * steps
+    with pytest.raises(ZeroDivisionError):
+        tasks.step() if steps == 2 else tasks.clear()
+    with suppress(ZeroDivisionError):
+        tasks.clear()
+    assert len(tasks) == 0
+
+
+def test_a_reset_of_the_engine_ends_every_frame_though_a_filter_fails(stack: Stack) -> None:
+    engine = SmmuTestEngine(stack.port)
+    stack.attach(Witness(act={"completed": fail}))
+    for frame in range(3):
+        user = UserFrame(begin=IOVA, end_incl=IOVA + 7, stride=1, cmd=EngineCommand.RAND48)
+        data = user.to_bytes()
+        for offset in (*range(8, len(data), 8), 0):
+            value = int.from_bytes(data[offset : offset + 8], "little")
+            engine.write(0, user_frame(frame) + offset, 8 if offset else 4, value)
+    for _ in range(3):
+        engine.step()
+    assert stack.port.in_flight == 3
+    with pytest.raises(ZeroDivisionError):
+        engine.reset()
+    assert not engine.busy
 
 
 # Coming and going in the middle

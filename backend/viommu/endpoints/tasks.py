@@ -2,6 +2,7 @@
 
 import sys
 from collections import deque
+from contextlib import ExitStack
 
 from viommu.endpoints.transfers import Steps, Waiting
 
@@ -90,7 +91,8 @@ class Tasks:
         task.cancel()
 
     def clear(self) -> None:
-        """End them all."""
-        for queue in self._queues:
-            while queue:
-                queue.popleft().cancel()
+        """End them all, though the end of one fails."""
+        with ExitStack() as over:
+            for queue in reversed(self._queues):
+                while queue:
+                    over.callback(queue.pop().cancel)

@@ -49,6 +49,7 @@ PCI
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
 
@@ -148,10 +149,11 @@ class SmmuTestEngine(Endpoint):
 
     def reset(self) -> None:
         """Stop every frame, end transfers in flight without moving their bytes, reset the registers."""
-        for index, work in self._work.items():
-            work.cancel()
-            self._report(index, work, EngineCommand.NO_FRAME)
-        self._work.clear()
+        with ExitStack() as over:  # all of them, though the end of one fails
+            over.callback(self._work.clear)
+            for index, work in reversed(self._work.items()):
+                over.callback(self._report, index, work, EngineCommand.NO_FRAME)
+                over.callback(work.cancel)
         self._round.clear()
         self._port.reset()
         self._bar = bytearray(BAR_SIZE)

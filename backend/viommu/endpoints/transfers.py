@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterable
+from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
 from viommu.endpoints.port import (
@@ -86,9 +87,11 @@ class Transfers:
                     yield from _released(transfer)
                     transfer.done()
                     done = end
-            finally:
-                for transfer in flight:
-                    transfer.done()
+            except BaseException:
+                with ExitStack() as over:  # each of them, though the end of one fails
+                    for transfer in reversed(flight):
+                        over.callback(transfer.done)
+                raise
             if fault is not None:
                 raise fault
             if held is not None:

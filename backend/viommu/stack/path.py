@@ -90,10 +90,14 @@ class Passage:
 
     def over(self, outcome: Outcome) -> None:
         """Tell the filters, and let go of them. Being over twice does nothing."""
-        while self._passed:
-            device = self._passed.pop()
-            device.in_flight -= 1
+        if not self._passed:
+            return
+        device = self._passed.pop()
+        device.in_flight -= 1
+        try:
             device.filter.completed(self.request, outcome)
+        finally:  # one that fails is not the last that is told
+            self.over(outcome)
 
     @contextmanager
     def seen_from_above(self) -> Iterator[None]:
