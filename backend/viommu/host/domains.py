@@ -40,6 +40,8 @@ from viommu.trace import Event, Tracer
 _EVERYTHING = 1 << 40
 """The end of what an identity domain maps, in blocks of 1 GiB: guest RAM is below, wherever a machine has it."""
 _FAULTS = 256
+_TROUBLE = NtStatus.IO_TIMEOUT, NtStatus.IO_DEVICE_ERROR
+"""What an attach ends with that has begun to change something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +215,9 @@ class HostDomains:
         status = self.remapping.attach_device(found, device)
         if not status.success:
             blocked = self.remapping.state(device) is AttachmentState.BLOCKED
-            if blocked and endpoint not in self._places:
-                self._places[endpoint] = domain
+            if blocked:
+                self._places.setdefault(endpoint, domain)
+            if blocked or status in _TROUBLE:
                 self.host.concern(port)
             return status
         self._places[endpoint] = domain
@@ -267,10 +270,7 @@ class HostDomains:
             return NtStatus.NO_SUCH_DEVICE
         if endpoint in self._places:
             return NtStatus.INVALID_DEVICE_STATE
-        try:
-            self.host.release(port)
-        except DriverError as error:
-            return status_of(error)
+        self.host.release(port)
         return NtStatus.SUCCESS
 
     def endpoints(self) -> list[HostEndpoint]:

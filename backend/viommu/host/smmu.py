@@ -2,11 +2,13 @@
 
 import mmap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from viommu.driver.access import Poll
 from viommu.driver.arena import Arena
+from viommu.driver.errors import DriverError
 from viommu.driver.smmu import SmmuDriver
 from viommu.driver.stream_table import bypass_entry
 from viommu.endpoints.host_path import HostPath
@@ -130,6 +132,7 @@ class HostSmmu:
     def release(self, port: DmaPort) -> None:
         """Let the stream bypass again, and the port pass the host SMMU by."""
         if port.host is not None:
-            self.driver.attach_bypass(port.stream_id)
+            with suppress(DriverError):  # whatever it says of the stream, nobody asks any more
+                self.driver.attach_bypass(port.stream_id)
             port.host.close()
             port.host = None
