@@ -8,6 +8,9 @@ from viommu.driver.domains import AttachmentState, NtStatus
 from viommu.endpoints.port import DmaFault, DmaPort
 from viommu.host import EndpointState, HostDomains
 from viommu.memory import GuestMemory
+from viommu.smmu import Smmu
+from viommu.stack import Filter, FilterDevice, Request
+from viommu.stack.path import FilteredPath
 from viommu.trace import Tracer
 
 RAM, PAGE = 0x4000_0000, 0x1000
@@ -15,12 +18,15 @@ OK = NtStatus.SUCCESS
 
 
 class Two:
-    """Two endpoints without a guest's SMMU. `work` runs while the host's driver waits."""
+    """Two endpoints, behind a guest's SMMU that is off, or none. `work` runs while the host's driver waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, guest: Smmu | None = None) -> None:
         self.ram, memory = bytearray(4 * PAGE), GuestMemory()
         memory.add_region(RAM, len(self.ram), memoryview(self.ram))
-        self.ports = {"one": DmaPort(memory, 0x10), "two": DmaPort(memory, 0x18)}
+        self.ports = {
+            name: DmaPort(memory, stream_id, guest)
+            for name, stream_id in (("one", 0x10), ("two", 0x18))
+        }
         for port in self.ports.values():
             port.bus_master = True
         self.work: Callable[[], object] = lambda: None
@@ -79,3 +85,26 @@ def test_who_is_not_blocked_any_more_passes_by_whatever_the_smmu_says(two: Two) 
     stuck.done()
     assert two.host.block("one") is OK
     assert (two.state, two.lands()) == (EndpointState.BLOCKED, False)
+
+
+class Alias(Filter):
+    """Sends everything out as the other endpoint's."""
+
+    def before_translation(self, request: Request) -> None:
+        request.access = request.access._replace(stream_id=0x18)
+
+
+@pytest.mark.parametrize("guest", [False, True])
+def test_what_a_filter_sends_out_as_anothers_is_the_endpoints_own(guest: bool) -> None:
+    two = Two(Smmu(GuestMemory()) if guest else None)
+    port = two.ports["one"]
+    alias = FilterDevice("alias", Alias())
+    port.path = FilteredPath(port, [alias], Tracer())
+    own = port.begin(RAM, 4, write=True)
+    assert (port.in_flight, len(port.transactions)) == (1, 1)
+    assert two.ports["two"].transactions == []
+    assert two.host.block("two") is OK
+    assert two.host.block("one") is NtStatus.IO_TIMEOUT
+    own.done()
+    assert port.transactions == []
+    assert two.host.block("one") is OK

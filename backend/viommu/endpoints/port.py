@@ -136,7 +136,6 @@ class Transfer:
     def __init__(self, port: "DmaPort", translation: Translation) -> None:
         self._port = port
         self._translation: Translation | None = translation
-        port.in_flight += 1
 
     @property
     def size(self) -> int:
@@ -179,7 +178,6 @@ class Transfer:
         if self._translation is not None:
             self._port.end(self._translation)
             self._translation = None
-            self._port.in_flight -= 1
 
     def __enter__(self) -> "Transfer":
         return self
@@ -222,8 +220,6 @@ class DmaPort:
         """Why it takes no transactions any more."""
         self.path: Path | None = None
         """The filters of the function's stack, if it has any."""
-        self.in_flight = 0
-        """Transactions that have begun and not ended."""
         self.ats = None if smmu is None or not smmu.features.ats else AtsService(smmu, stream_id)
         """The function's ATS, where the SMMU has it too."""
         self.pasid: PasidService | None = None
@@ -232,6 +228,8 @@ class DmaPort:
         """The way through the host SMMU, while a host domain concerns the stream."""
         self.smmu = smmu
         self._in_flight = InFlight() if smmu is None else smmu.in_flight
+        # The port's own of them, by id: a filter may have sent one out as another stream's.
+        self._own: dict[int, Translation] = {}
         self._tracer = tracer if tracer is not None else Tracer()
 
     def begin(
@@ -291,6 +289,7 @@ class DmaPort:
             raise self._refused(iova, write, str(aborted)) from None
         if self.host is not None:
             self._enter(self.host, translation)
+        self._own[id(translation)] = translation
         return Transfer(self, translation)
 
     def _untranslated(self, access: Access, iova: int, size: int) -> Translation:
@@ -360,6 +359,7 @@ class DmaPort:
 
     def end(self, translation: Translation) -> None:
         """The transaction is no longer in flight."""
+        self._own.pop(id(translation), None)
         self._in_flight.retire(translation)
         if self.ats is not None:
             self.ats.release(translation)
@@ -369,7 +369,12 @@ class DmaPort:
     @property
     def transactions(self) -> list[Translation]:
         """The port's transactions that are in flight, oldest first."""
-        return [each for each in self._in_flight if each.access.stream_id == self.stream_id]
+        return list(self._own.values())
+
+    @property
+    def in_flight(self) -> int:
+        """How many there are of them."""
+        return len(self._own)
 
     def keep_time(self, clock: Callable[[], float]) -> None:
         """From here on note when a transaction begins."""
