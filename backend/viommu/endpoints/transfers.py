@@ -94,6 +94,8 @@ class Transfers:
                 raise
             if fault is not None:
                 raise fault
+            if flight:
+                tries = 0
             if held is not None:
                 tries += 1
                 while held.waiting:
