@@ -212,3 +212,57 @@ def test_a_guest_resets_a_function_in_the_middle_of_filtered_dma(
     assert (machine.row("trace")["transactions"], machine.row("engine0")["transactions"]) == (0, 0)
     traced = [event for event in machine.events if event.kind == "TransactionTraced"]
     assert traced[-1].as_dict()["outcome"] == "ENDED"
+
+
+# The filters of a plan
+
+SKIP = '[[fault]]\nat = "dma-writing"\nwhen = { stream_id = 0x10 }\ndo = "skip"\n'
+ELSEWHERE = SKIP.replace("0x10", "0x77")
+
+
+def fault(machine: Stacks, method: str, **parameters: Any) -> Any:
+    return machine.server.methods.call(f"faults.{method}", parameters)
+
+
+def test_a_plan_that_is_cleared_takes_no_other_filter_away(
+    machine: Stacks, engine: Function
+) -> None:
+    fault(machine, "load", plan=ELSEWHERE)
+    machine.call("attach", filter="tracing", target="engine0", name="trace")
+    fault(machine, "clear")
+    machine.write(engine, 0x1000)
+    machine.run()
+    assert "TransactionTraced" in machine.kinds()
+    machine.call("detach", device="trace")
+    assert [row["device"] for row in machine.call("list")] == ["engine0", "engine1"]
+
+
+def test_the_next_plan_goes_by_the_filters_of_the_one_before(
+    machine: Stacks, engine: Function
+) -> None:
+    fault(machine, "load", plan=ELSEWHERE)
+    machine.call("attach", filter="tracing", target="engine0", name="trace")
+    stacks = machine.call("list")
+    (row,) = fault(machine, "load", plan=SKIP)
+    assert machine.call("list") == stacks
+    machine.write(engine, 0x1000)
+    machine.run()
+    assert "TransactionTraced" in machine.kinds()
+    assert machine.ram[:0x1000] == bytes(0x1000)
+    assert fault(machine, "list")[0]["count"] == row["count"] + 1
+    fault(
+        machine, "load", plan='[[fault]]\nat = "config-access"\nwhen = { nth = 9 }\ndo = "skip"\n'
+    )
+    assert machine.row("faults1.engine0")["state"] == "REMOVE_PENDING"
+
+
+def test_a_plan_that_cannot_do_anything_is_refused(machine: Stacks) -> None:
+    for engine in ("engine0", "engine1"):
+        fault(machine, "load", plan=ELSEWHERE)
+        machine.call("attach", filter="tracing", target=engine)
+    rules = fault(machine, "list")
+    assert machine.call("unload", driver="fault-injector") == {"status": "PENDING"}
+    why = "no way to the DMA of engine0: DELETE_PENDING, engine1: DELETE_PENDING"
+    with pytest.raises(Refused, match=why):
+        fault(machine, "load", plan=SKIP)
+    assert fault(machine, "list") == rules, "the plan before goes on"

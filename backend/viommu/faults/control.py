@@ -18,7 +18,10 @@ AT_ONCE = ("smmu.", "function.")
 
 
 class FaultControl:
-    """Carries out one plan at a time. While it has rules for DMA, a filter is at the top of each endpoint's stack."""
+    """Carries out one plan at a time. While it has rules for DMA, a filter is in each endpoint's stack.
+
+    It comes at the top. What is attached above it later stays there: then the filter leaves after that has gone.
+    """
 
     def __init__(
         self,
@@ -32,7 +35,7 @@ class FaultControl:
         self._io, self._ports, self._tracer = io, ports, tracer
         self._methods, self._clock = methods, clock
         self._injector: Injector | None = None
-        self._filters: list[FilterDevice] = []
+        self._filters: dict[str, FilterDevice] = {}
         self._late: list[tuple[str, Mapping[str, Any]]] = []
         self._loads = 0
         methods.add("faults.load", self.load_text)
@@ -42,18 +45,20 @@ class FaultControl:
     def load(self, plan: Plan) -> None:
         """Carry out `plan` from here on, in place of what was carried out before.
 
-        Raises `PlanError`, and leaves that as it is, when an effect calls what cannot be called.
+        Raises `PlanError`, and leaves that as it is, when an effect calls what cannot be called, or when there are
+        rules for DMA and a filter can be attached above none of the endpoints.
         """
         for effect, line in zip(plan.effect, plan.effect_lines, strict=True):
             try:
                 self._methods.check(effect.call, effect.arguments)
             except CallFailed as failed:
                 raise PlanError(f"plan, line {line}: call: {failed.message}") from None
-        self.clear()
-        self._loads += 1
-        self._injector = Injector(plan, self._tracer, self._clock, self._effect)
         if any(POINTS[rule.at] in DMA_POINTS for rule in plan.fault):
             self._attach_filters()
+        else:
+            self._remove_filters()
+        self._close()
+        self._injector = Injector(plan, self._tracer, self._clock, self._effect)
 
     def load_text(self, plan: str) -> list[dict[str, Any]]:
         """Carry out a plan, given as TOML, in place of the one before; returns its rules."""
@@ -65,14 +70,8 @@ class FaultControl:
 
     def clear(self) -> None:
         """Interfere no more; what is held goes on."""
-        if self._injector is not None:
-            self._injector.close()
-            self._injector = None
-        for device in self._filters:
-            if device.attached_to is not None:
-                self._io.detach_device(device.attached_to)
-            self._io.delete_device(device)
-        self._filters.clear()
+        self._close()
+        self._remove_filters()
 
     def list(self) -> list[dict[str, Any]]:
         """List the rules and effects of the plan: where they are, what they do, how often they did."""
@@ -115,18 +114,45 @@ class FaultControl:
             return 0.0
         return None if self._injector is None else self._injector.patience
 
+    def _close(self) -> None:
+        if self._injector is not None:
+            self._injector.close()
+            self._injector = None
+
     def _attach_filters(self) -> None:
+        """Those of the plan before do for the next one too, as long as nobody has taken them away."""
         io = self._io
+        self._filters = {
+            name: each
+            for name, each in self._filters.items()
+            if each.attached_to is not None and not each.pending
+        }
         driver = io.drivers.get(DRIVER) or DriverObject(DRIVER)
         io.load_driver(driver)
+        self._loads += 1
+        refusals = []
         for name, port in self._ports.items():
+            if name in self._filters:
+                continue
             # A filter of an earlier plan may still wait for its transactions.
             device = FilterDevice(f"faults{self._loads}.{name}", FaultFilter(port, self._tracer))
-            if io.create_device(driver, device).success:
-                if io.attach_device(device, name).success:
-                    self._filters.append(device)
-                else:  # the function is leaving
+            status = io.create_device(driver, device)
+            if status.success:
+                status = io.attach_device(device, name)
+                if status.success:
+                    self._filters[name] = device
+                else:  # the function is leaving, or something in its stack
                     io.delete_device(device)
+            refusals.append(f"{name}: {status.name}")
+        if refusals and not self._filters:
+            raise PlanError(f"plan: there is no way to the DMA of {', '.join(refusals)}")
+
+    def _remove_filters(self) -> None:
+        for device in self._filters.values():
+            if device.attached_to is not None and device.attached_device is None:
+                self._io.detach_device(device.attached_to)
+            self._io.remove_device(device)
+        self._filters.clear()
 
     def _effect(self, method: str, arguments: Mapping[str, Any]) -> object:
         if method.startswith(AT_ONCE):
