@@ -12,6 +12,8 @@ from tests.ledger_rig import IOVA, LedgerRig
 from viommu.driver.smmu import DetachMode
 from viommu.driver.stream_table import abort_entry, bypass_entry
 from viommu.endpoints.port import DmaFault
+from viommu.layouts.commands import AtcInvalidateCommand, Opcode, StreamCommand, TlbiCommand
+from viommu.layouts.registers import Cr0, Register
 from viommu.ledger import Severity
 from viommu.ledger.events import StaleUse, StreamConfigured
 from viommu.smmu import Features
@@ -209,6 +211,32 @@ def test_what_is_pending_is_no_violation_once_it_comes(rig: LedgerRig) -> None:
     assert rig.found() == [("deferred-invalidation", "CMD_CFGI_STE")]
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_what_waits_for_a_sync_is_the_declared_streams_own(rig: LedgerRig, others: bool) -> None:
+    """Another stream's unmap is under way when the driver says that a detach is done."""
+    own, domain = rig.attached(), rig.driver.create_domain()
+    domain.map(IOVA, DATA + 4 * PAGE, 2 * PAGE, pages_only=True)
+    rig.driver.attach(OTHER, domain)
+    other = rig.new_port(OTHER)
+    rig.write()
+    rig.write(port=other)
+    rig.driver.detach(STREAM)
+    own.flush()
+    rig.driver.commands.issue(
+        TlbiCommand(opcode=Opcode.CMD_TLBI_NH_ASID, asid=(domain if others else own).asid),
+        *(
+            command(opcode=opcode, stream_id=OTHER if others else STREAM)
+            for command, opcode in (
+                (StreamCommand, Opcode.CMD_CFGI_STE),
+                (AtcInvalidateCommand, Opcode.CMD_ATC_INV),
+            )
+        ),
+    )
+    rig.declare()
+    rig.driver.commands.sync()
+    assert rig.found() == ([] if others else [MISSING_SYNC])
+
+
 # What the SMMU itself could do wrong
 
 
@@ -230,6 +258,18 @@ def test_a_sync_that_does_not_wait_is_seen(rig: LedgerRig) -> None:
     assert (stay.written, stay.window, stay.late) == (128, 0, 64)
     late = rig.verdict().findings[1]
     assert late.text.startswith("64 bytes moved by ASID 1 after stream 0x10 had left it")
+
+
+def test_what_an_smmu_that_is_off_ignores_needs_no_sync(rig: LedgerRig) -> None:
+    rig.driver.disable(abort=False)
+    rig.smmu.write(Register.CR0, 4, Cr0(cmdqen=True).value)
+    transfer = rig.begin(DATA)
+    invalidate = AtcInvalidateCommand(opcode=Opcode.CMD_ATC_INV, stream_id=STREAM)
+    rig.driver.commands.issue(invalidate)
+    rig.driver.commands.sync()
+    transfer.write_from(bytes(64))
+    transfer.done()
+    assert rig.found() == []
 
 
 @pytest.mark.parametrize("caching", ["normal", "hostile"])

@@ -1,14 +1,40 @@
 """Every stream's stays in domains, and what each detach still owes: CFGI, then CMD_SYNC."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from viommu.layouts.commands import CFGI_ALL_RANGE, Opcode, StreamCommand
+from viommu.layouts.commands import (
+    CFGI_ALL_RANGE,
+    AtcInvalidateCommand,
+    Opcode,
+    StreamCommand,
+    TlbiCommand,
+)
 from viommu.ledger.findings import Finding, Severity, Stay
 from viommu.smmu.tlb import STAGE_2
 
 Record = Mapping[str, Any]
 _WORKING = ("translate", "bypass")
+_OF_ONE_ASID = (Opcode.CMD_TLBI_NH_ASID.name, Opcode.CMD_TLBI_NH_VA.name)
+
+
+class Invalidation(NamedTuple):
+    """A command that was consumed, and whose effect a CMD_SYNC has still to complete."""
+
+    seq: int
+    opcode: str
+    value: int
+
+    def concerns(self, stream_id: int, domains: set[str]) -> bool:
+        """Whether it can be what a detach of the stream from `domains` needs."""
+        if self.opcode == Opcode.CMD_ATC_INV.name:
+            return AtcInvalidateCommand(self.value).stream_id == stream_id
+        if self.opcode.startswith("CMD_CFGI"):
+            return _covers_stream(StreamCommand(self.value), stream_id)
+        if self.opcode in _OF_ONE_ASID:
+            command = TlbiCommand(self.value)
+            return owner_name(command.vmid, command.asid) in domains
+        return bool(domains)
 
 
 class Detaches:
@@ -194,18 +220,23 @@ def _count(stay: Stay, record: Record, size: int) -> None:
 
 def _covers(command: StreamCommand, stay: Stay) -> bool:
     """Whether the command invalidates what changed; that of an STE takes the CDs with it (4.3.1)."""
+    if not _covers_stream(command, stay.stream_id):
+        return False
     match command.opcode:
-        case Opcode.CMD_CFGI_STE_RANGE if command.leaf_or_range == CFGI_ALL_RANGE:
-            return True
-        case Opcode.CMD_CFGI_STE_RANGE:
-            shift = command.leaf_or_range + 1
-            return command.stream_id >> shift == stay.stream_id >> shift
-        case _ if command.stream_id != stay.stream_id:
-            return False
-        case Opcode.CMD_CFGI_STE:
+        case Opcode.CMD_CFGI_STE | Opcode.CMD_CFGI_STE_RANGE:
             return True
         case Opcode.CMD_CFGI_CD_ALL:
             return stay.structure == "CD"
         case _:
             of_it = command.substream_id == (stay.substream_id or 0)
             return stay.structure == "CD" and of_it
+
+
+def _covers_stream(command: StreamCommand, stream_id: int) -> bool:
+    """Whether the command is about the stream."""
+    if command.opcode != Opcode.CMD_CFGI_STE_RANGE:
+        return command.stream_id == stream_id
+    if command.leaf_or_range == CFGI_ALL_RANGE:
+        return True
+    shift = command.leaf_or_range + 1
+    return command.stream_id >> shift == stream_id >> shift

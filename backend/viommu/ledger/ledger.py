@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
+from viommu.layouts.registers import Cr0
 from viommu.ledger.cache_debts import CacheDebts
-from viommu.ledger.detaches import Detaches, owner_name
+from viommu.ledger.detaches import Detaches, Invalidation, owner_name
 from viommu.ledger.findings import Finding, Severity, Verdict
 from viommu.trace import Event, Tracer
 
@@ -27,6 +28,7 @@ Handler = Callable[[int, Record], Iterable[Finding]]
 _INVALIDATIONS = ("CMD_CFGI", "CMD_TLBI", "CMD_ATC_INV")
 _TRANSACTIONS = 4096  # that are remembered
 _EVIDENCE = 16
+_WORD = 4
 
 
 class Ledger:
@@ -38,7 +40,8 @@ class Ledger:
         self._findings: list[Finding] = []
         self._detaches = Detaches()
         self._debts = CacheDebts()
-        self._unsynced: list[tuple[int, str]] = []
+        self._enabled = True
+        self._unsynced: list[Invalidation] = []
         self._sync_began: int | None = None
         self._barrier = 0
         self._translated: dict[int, int] = {}
@@ -46,6 +49,7 @@ class Ledger:
         self._lost: dict[tuple[int, str, str], list[int]] = {}
         self._remembered: dict[tuple[int, int], tuple[int, int]] = {}
         self._handlers: dict[str, Handler] = {
+            "RegisterAccess": self._accessed,
             "CommandConsumed": self._consumed,
             "SyncWaiting": self._waiting,
             "SyncCompleted": self._synced,
@@ -109,10 +113,17 @@ class Ledger:
 
     # Commands
 
+    def _accessed(self, _: int, record: Record) -> Iterable[Finding]:
+        if record["write"] and record["name"] == "CR0" and record["size"] >= _WORD:
+            self._enabled = Cr0(record["value"] & 0xFFFF_FFFF).smmuen
+        return ()
+
     def _consumed(self, seq: int, record: Record) -> Iterable[Finding]:
         opcode = record["opcode"]
+        if opcode == "CMD_ATC_INV" and not self._enabled:
+            return ()  # it is ignored (4.5.1)
         if opcode.startswith(_INVALIDATIONS):
-            self._unsynced.append((seq, opcode))
+            self._unsynced.append(Invalidation(seq, opcode, record["value"]))
             self._detaches.consumed(seq, opcode, record["value"])
         return ()
 
@@ -131,9 +142,12 @@ class Ledger:
         """What can no longer come well if nothing more comes."""
         owing = [*self._detaches.owing()]
         owing += self._debts.owing(bool(self._unsynced))
-        return self._told_once(owing, "by the end")
+        return self._told_once(owing, self._unsynced, "by the end")
 
-    def _told_once(self, owing: list[Finding], until: str) -> Iterator[Finding]:
+    @staticmethod
+    def _told_once(
+        owing: list[Finding], unsynced: list[Invalidation], until: str
+    ) -> Iterator[Finding]:
         """A detach and a cache may owe the same command; and only if nobody does, one for CMD_SYNC alone is due."""
         told = set()
         for finding in owing:
@@ -141,15 +155,15 @@ class Ledger:
             if finding.stream_id is None or what not in told:
                 told.add(what)
                 yield finding
-        if self._unsynced and all(command != "CMD_SYNC" for command, _ in told):
-            opcodes = ", ".join(sorted({opcode for _, opcode in self._unsynced}))
+        if unsynced and all(command != "CMD_SYNC" for command, _ in told):
+            opcodes = ", ".join(sorted({each.opcode for each in unsynced}))
             yield Finding(
                 Severity.VIOLATION,
                 "missing-sync",
                 f"no CMD_SYNC completed {opcodes} {until}",
                 "CMD_SYNC",
                 None,
-                tuple(seq for seq, _ in self._unsynced[:_EVIDENCE]),
+                tuple(each.seq for each in unsynced[:_EVIDENCE]),
             )
 
     def _closed(self, _: int, record: Record) -> Iterable[Finding]:  # noqa: ARG002
@@ -163,10 +177,11 @@ class Ledger:
     def _declared(self, seq: int, record: Record) -> Iterator[Finding]:
         stream_id = record["stream_id"]
         domains = self._detaches.domains(stream_id)
+        unsynced = [each for each in self._unsynced if each.concerns(stream_id, domains)]
         owing = [*self._detaches.declared(seq, stream_id)]
-        owing += self._debts.declared(seq, stream_id, domains, bool(self._unsynced))
-        yield from self._told_once(owing, f"by #{seq}, where the driver said it was done")
-        self._unsynced.clear()
+        owing += self._debts.declared(seq, stream_id, domains, bool(unsynced))
+        yield from self._told_once(owing, unsynced, f"by #{seq}, where the driver said it was done")
+        self._unsynced = [each for each in self._unsynced if not each.concerns(stream_id, domains)]
 
     def _configured(self, seq: int, record: Record) -> Iterable[Finding]:
         self._witnessed = True
