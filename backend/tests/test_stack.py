@@ -99,11 +99,11 @@ def test_the_status_of_each_call_in_each_state(call: str, state: str) -> None:
     world = World()
     STATES[state](world)
     expected = TABLE[call][list(STATES).index(state)]
-    before = dict(+world.target.references), world.target.pending, world.filter.attached_to
+    before = dict(world.target.references), world.target.pending, world.filter.attached_to
     assert CALLS[call](world) is expected
     if not expected.success:
         assert (
-            dict(+world.target.references),
+            dict(world.target.references),
             world.target.pending,
             world.filter.attached_to,
         ) == before, "nothing changes"
@@ -408,7 +408,7 @@ class Random(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         for name, device in self.devices.items():
-            assert min(device.references.values(), default=0) >= 0
+            assert all(count > 0 for count in device.references.values())
             assert device.reference_count == self.count(name)
             assert device.deleted == bool(self.deleted[name])
             assert self.deleted[name] <= 1, "deleted once"

@@ -120,7 +120,7 @@ def _row(device: DeviceObject) -> dict[str, Any]:
         "attached_to": device.attached_to.name if device.attached_to else None,
         "stack_size": device.stack_size,
         "alignment": device.alignment_requirement,
-        "references": dict(+device.references),
+        "references": dict(device.references),
         "transactions": device.transactions,
         "state": _state(device),
     }

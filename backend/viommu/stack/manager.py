@@ -113,9 +113,15 @@ class IoManager:
             return NtStatus.NO_SUCH_DEVICE
         if not device.references[holder]:
             return NtStatus.INVALID_PARAMETER
-        device.references[holder] -= 1
+        self._drop(device, holder)
         self._settle(device)
         return NtStatus.SUCCESS
+
+    @staticmethod
+    def _drop(device: DeviceObject, holder: str) -> None:
+        device.references[holder] -= 1
+        if not device.references[holder]:
+            del device.references[holder]
 
     # Going
 
@@ -133,7 +139,7 @@ class IoManager:
         if upper is None:
             return NtStatus.INVALID_DEVICE_REQUEST
         lower.attached_device = upper.attached_to = None
-        lower.references[upper.name] -= 1
+        self._drop(lower, upper.name)
         for size, device in enumerate((upper, *upper.above), start=1):
             device.stack_size = size
         lower.bottom.stack_changed()
