@@ -264,6 +264,16 @@ def test_the_guests_smmu_and_then_the_hosts(
     assert machine.ram[: 2 * MIB] == image
 
 
+def test_a_map_of_everything_that_is_refused_maps_nothing(host: HostDomains) -> None:
+    assert host.create("d") is OK
+    assert host.map_identity("d", [(BASE, 100)]) is NtStatus.INVALID_PARAMETER_3
+    assert host.domains()[0].mappings == 0
+    assert host.map("d", BASE + PAGE, BASE, PAGE) is OK
+    assert host.map_identity("d", [(BASE, PAGE)]) is NtStatus.CONFLICTING_ADDRESSES
+    assert host.domains()[0].mappings == 1
+    assert host.map_identity("d", [(BASE, 2 * PAGE)]) is OK
+
+
 # Waiting
 
 

@@ -159,14 +159,18 @@ class HostDomains:
     def map_identity(self, domain: str, leave_out: Iterable[tuple[int, int]] = ()) -> NtStatus:
         """Map every address below 1 TiB to itself, but for the ranges `leave_out` (address, size), in whole pages.
 
-        The blocks are as large as what is left out allows.
+        The blocks are as large as what is left out allows. Without success nothing of it stays mapped.
         """
         start = 0
+        mapped: list[tuple[int, int]] = []
         for address, size in [*sorted(leave_out), (_EVERYTHING, 0)]:
             if address > start:
                 status = self.map(domain, start, start, address - start)
                 if not status.success:
+                    for each in mapped:
+                        self.unmap(domain, *each)
                     return status
+                mapped.append((start, address - start))
             start = max(start, address + size)
         return NtStatus.SUCCESS
 
