@@ -1,6 +1,7 @@
 """The ledger over the driver on the model: detaches that are complete, and those that lack a command, each by name."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from io import StringIO
 
@@ -14,7 +15,7 @@ from viommu.driver.stream_table import abort_entry, bypass_entry
 from viommu.endpoints.port import DmaFault
 from viommu.layouts.commands import AtcInvalidateCommand, Opcode, StreamCommand, TlbiCommand
 from viommu.layouts.registers import Cr0, Register
-from viommu.ledger import Severity
+from viommu.ledger import Ledger, Severity
 from viommu.ledger.events import StaleUse, StreamConfigured
 from viommu.smmu import Features
 
@@ -356,3 +357,46 @@ def test_a_closed_witness_costs_nothing(rig: LedgerRig) -> None:
     seen = len(rig.kinds(StreamConfigured))
     rig.driver.detach(STREAM)
     assert len(rig.kinds(StreamConfigured)) == seen
+
+
+# What a long run leaves in memory
+
+
+def test_what_repeats_is_counted_and_its_first_times_are_kept() -> None:
+    ledger = Ledger()
+    lost = {"kind": "EventLost", "stream_id": 5, "event": "F_ACCESS", "why": "full"}
+    for silent in ({"kind": "Aborted", "stream_id": 5, "event": None}, lost):
+        for _ in range(1000):
+            ledger.read(silent)
+    tracemalloc.start()
+    for _ in range(20_000):
+        ledger.read(lost)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 20_000
+    texts = [(note.text.split()[0], note.evidence) for note in ledger.verdict().findings]
+    assert texts == [
+        ("21,000", tuple(range(1001, 1017))),
+        ("1,000", tuple(range(1, 17))),
+    ]
+
+
+def test_blocked_streams_without_end_are_not_watched_for_ever(rig: LedgerRig) -> None:
+    rig.attached()
+    for first in range(0x100, 0x1900, 64):
+        rig.driver.commands.issue(
+            *(
+                StreamCommand(opcode=Opcode.CMD_CFGI_STE, stream_id=stream_id)
+                for stream_id in range(first, first + 64)
+            )
+        )
+    rig.driver.commands.sync()
+    rig.events.clear()
+    rig.driver.table.entry(0x100)[0] = bypass_entry().value & (1 << 64) - 1
+    rig.driver.invalidate_stream(OTHER)
+    rig.driver.invalidate_stream(0x100)
+    seen = [(event.stream_id, event.structure) for event in rig.kinds(StreamConfigured)]
+    assert seen == [(OTHER, None), (0x100, None)], "as if it was new"
+    rig.driver.table.entry(STREAM)[0] = abort_entry().value & (1 << 64) - 1
+    rig.driver.commands.sync()
+    assert rig.found() == [MISSING_CFGI]

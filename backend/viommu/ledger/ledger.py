@@ -13,7 +13,7 @@ taken away has been given to somebody else.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +31,19 @@ _EVIDENCE = 16
 _WORD = 4
 
 
+@dataclass(slots=True)
+class _Repeated:
+    """How often something was there, and where it was first."""
+
+    times: int = 0
+    first: list[int] = field(default_factory=list)
+
+    def add(self, seq: int) -> None:
+        self.times += 1
+        if len(self.first) < _EVIDENCE:
+            self.first.append(seq)
+
+
 class Ledger:
     """Reads events in their order, each as the plain values that a line of a trace file has."""
 
@@ -45,8 +58,8 @@ class Ledger:
         self._sync_began: int | None = None
         self._barrier = 0
         self._translated: dict[int, int] = {}
-        self._silent: dict[int, list[int]] = {}
-        self._lost: dict[tuple[int, str, str], list[int]] = {}
+        self._silent: dict[int, _Repeated] = {}
+        self._lost: dict[tuple[int, str, str], _Repeated] = {}
         self._remembered: dict[tuple[int, int], tuple[int, int]] = {}
         self._handlers: dict[str, Handler] = {
             "RegisterAccess": self._accessed,
@@ -228,7 +241,7 @@ class Ledger:
     def _aborted(self, seq: int, record: Record) -> Iterable[Finding]:
         if record["event"] is None:
             self._detaches.fault(record["stream_id"], None)
-            self._silent.setdefault(record["stream_id"], []).append(seq)
+            self._silent.setdefault(record["stream_id"], _Repeated()).add(seq)
         return ()
 
     def _recorded(self, _: int, record: Record) -> Iterable[Finding]:
@@ -237,7 +250,7 @@ class Ledger:
 
     def _event_lost(self, seq: int, record: Record) -> Iterable[Finding]:
         key = record["stream_id"], record["event"], record["why"]
-        self._lost.setdefault(key, []).append(seq)
+        self._lost.setdefault(key, _Repeated()).add(seq)
         return ()
 
     def _given_up(self, seq: int, record: Record) -> Iterator[Finding]:
@@ -263,23 +276,23 @@ class Ledger:
                     None,
                     (seq,),
                 )
-        for (stream_id, event, why), seqs in self._lost.items():
+        for (stream_id, event, why), lost in self._lost.items():
             yield Finding(
                 Severity.NOTE,
                 "fault-lost",
-                f"{len(seqs):,} {event} of stream {stream_id:#x} did not reach software: {why}",
+                f"{lost.times:,} {event} of stream {stream_id:#x} did not reach software: {why}",
                 None,
                 stream_id,
-                tuple(seqs[:_EVIDENCE]),
+                tuple(lost.first),
             )
-        for stream_id, seqs in self._silent.items():
+        for stream_id, silent in self._silent.items():
             yield Finding(
                 Severity.NOTE,
                 "silent-abort",
-                f"{len(seqs):,} transactions of stream {stream_id:#x} were aborted without an event",
+                f"{silent.times:,} transactions of stream {stream_id:#x} were aborted without an event",
                 None,
                 stream_id,
-                tuple(seqs[:_EVIDENCE]),
+                tuple(silent.first),
             )
 
 

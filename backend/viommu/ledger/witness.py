@@ -32,6 +32,7 @@ from viommu.smmu.translation import Translation
 from viommu.trace import Event
 
 _TRANSACTIONS = 4096  # that are remembered: many more than can be in flight
+_STREAMS = 1024  # that are watched, of those that are blocked
 _OF_ONE_STREAM = (Opcode.CMD_CFGI_STE.name, Opcode.CMD_CFGI_CD.name, Opcode.CMD_CFGI_CD_ALL.name)
 
 
@@ -151,6 +152,8 @@ class Witness:
         before = self._streams.get(key)
         if before is view:
             return view
+        if before is None:
+            self._make_room()
         structure = None if before is None else self._inspection.differing(before, view)
         self._streams[key] = view
         if before is None or structure is not None:
@@ -159,6 +162,13 @@ class Witness:
                 self._know(context)
             self._emit([_configured(key, view, structure)])
         return view
+
+    def _make_room(self) -> None:
+        """Look no more at streams that nothing goes through, once there are so many: their next command tells."""
+        if len(self._streams) >= _STREAMS:
+            for key in [key for key, view in self._streams.items() if view.fault is not None]:
+                del self._streams[key]
+                self._inspection.forget(*key)
 
     def _look(self) -> None:
         for key in list(self._streams):

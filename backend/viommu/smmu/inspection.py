@@ -204,6 +204,10 @@ class Inspection:
         self._views[key] = registers, loads, view
         return view
 
+    def forget(self, stream_id: int, substream_id: int | None = None) -> None:
+        """Keep nothing of `stream` for its next call."""
+        self._views.pop((stream_id, substream_id), None)
+
     def _look(self, access: Access) -> StreamView:
         shadow, real = self._configuration, self._smmu.configuration
         shadow.invalidate_all()
