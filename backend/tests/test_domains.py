@@ -1,6 +1,7 @@
 """Which status each call has in each state; that a refused call changes nothing."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from viommu.driver.domains import (
     IdMapping,
     NtStatus,
 )
+from viommu.driver.errors import OutOfMemory
 from viommu.driver.page_tables import READ_WRITE
 from viommu.smmu import Features
 
@@ -327,6 +329,17 @@ def test_without_memory_nothing_changes() -> None:
     rig.attach(domain, device, 0, 2)
     for buffer in (hoard, *rest):
         rig.arena.free(buffer)
+
+
+def test_without_memory_and_without_an_smmu_that_answers() -> None:
+    rig = DomainRig()
+    domain = rig.domain()
+    with suppress(OutOfMemory):
+        while True:
+            rig.arena.allocate(PAGE, PAGE)
+    with rig.stuck():
+        status = rig.remapping.map_logical_range(domain, READ_WRITE, ONE, IOVA)
+    assert status is NtStatus.IO_TIMEOUT
 
 
 def test_asids_run_out_and_come_back() -> None:

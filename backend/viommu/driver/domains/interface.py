@@ -190,7 +190,8 @@ class DmaRemapping:
 
         INVALID_HANDLE: deleted. INVALID_PARAMETER_1: not managed. INVALID_PARAMETER_3: `physical` is not whole pages,
         none, or beyond the output size. INVALID_PARAMETER_4: no page of the domain. CONFLICTING_ADDRESSES: some of it
-        is mapped.
+        is mapped. DEVICE_UNRESPONSIVE, IO_TIMEOUT: there was no memory for all of it, and what was mapped for a moment
+        may be remembered.
         """
         with self._lock:
             return ranges.map_range(domain, permissions, physical, logical_address)

@@ -38,8 +38,8 @@ def map_range(
     except DriverError as error:
         # There was no memory for a table: what has been mapped of it goes.
         space.unmap(logical_address, size, invalidate=False)
-        space.flush()
-        return status_of(error)
+        status = flush(domain)
+        return status_of(error) if status.success else status
     return NtStatus.SUCCESS
 
 
