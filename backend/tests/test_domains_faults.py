@@ -226,6 +226,10 @@ def stall(listener: Listener) -> TransactionStalled:
     return held.value
 
 
+def fail(_: Fault) -> None:
+    raise RuntimeError("a bug in the handler")
+
+
 def mapping(listener: Listener) -> Callable[[Fault], FaultAction]:
     def handle(fault: Fault) -> FaultAction:
         listener.faults.append(fault)
@@ -245,6 +249,17 @@ def test_a_handler_lets_a_stalled_transaction_try_again() -> None:
     assert listener.faults[0].stalled
     assert held.stalled.resolution == "retry"
     assert listener.rig.reaches(STREAM) == DATA
+
+
+def test_a_stall_at_which_the_handler_fails_aborts() -> None:
+    listener = Listener(stalls=True)
+    config = FaultConfiguration(fail)
+    remapping = listener.rig.remapping
+    assert remapping.set_device_fault_reporting(listener.device, 0, True, config).success
+    held = stall(listener)
+    with pytest.raises(RuntimeError, match="a bug"):
+        remapping.service_faults()
+    assert held.stalled.resolution == "abort"
 
 
 @pytest.mark.parametrize("answer", [None, FaultAction.TERMINATE])
@@ -284,10 +299,6 @@ def test_an_smmu_whose_faults_always_stall() -> None:
 def test_a_handler_that_fails_leaves_the_device_blocked() -> None:
     listener = Listener()
     rig, domain, device = listener.rig, listener.domain, listener.device
-
-    def fail(fault: Fault) -> None:
-        raise RuntimeError("a bug in the handler")
-
     config = FaultConfiguration(fail)
     assert rig.remapping.set_device_fault_reporting(device, 0, True, config).success
     assert rig.reaches(STREAM) is None

@@ -411,11 +411,14 @@ class DmaRemapping:
             if attachment is None:
                 self._unclaimed.append(record)
                 continue
-            action = self._report(attachment, record)
-            # What is blocked has no stalled transactions, or is about to lose them.
-            if record.stall and attachment.state is AttachmentState.ATTACHED:
-                retry = action is FaultAction.RETRY
-                self._driver.answer_stall(record.stream_id, record.stag, retry=retry)
+            action = None
+            try:
+                action = self._report(attachment, record)
+            finally:
+                # What is blocked has no stalled transactions, or is about to lose them.
+                if record.stall and attachment.state is AttachmentState.ATTACHED:
+                    retry = action is FaultAction.RETRY
+                    self._driver.answer_stall(record.stream_id, record.stag, retry=retry)
 
     def _report(self, attachment: Attachment, record: EventRecord) -> FaultAction | None:
         fault = decode(record, attachment.device, attachment.streams[record.stream_id])
