@@ -251,3 +251,20 @@ def test_an_unmap_that_a_function_ignores_says_so(rig: DomainRig) -> None:
     assert status is NtStatus.DEVICE_UNRESPONSIVE
     assert rig.reaches(STREAM) is None
     assert rig.remapping.flush_domain(domain) is NtStatus.DEVICE_UNRESPONSIVE
+
+
+def test_a_function_that_does_not_answer_is_no_others_trouble(rig: DomainRig) -> None:
+    """The CMD_SYNC behind what it ignored fails while the next detach waits for its own."""
+    domain, mute, other = rig.domain(), DmaDevice("mute", STREAM, ats=True), DmaDevice("pci", 0x18)
+    rig.attach(domain, mute)
+    rig.attach(domain, other)
+    _ignore_for_ever(rig)
+    assert rig.remapping.detach_device(domain, mute) is NtStatus.IO_TIMEOUT
+
+    def give_up() -> None:
+        rig.smmu.give_up()
+        rig.smmu.step()
+
+    rig.while_polling = give_up
+    rig.detach(domain, other)
+    assert rig.remapping.detach_device(domain, mute) is NtStatus.DEVICE_UNRESPONSIVE

@@ -46,10 +46,29 @@ class Hardware:
         words = self.ram[base - RAM + 16 * index :][:16].cast("Q")
         return words[0], words[1]
 
+    def fail(self, code: int, index: int) -> None:
+        """Stop at a command."""
+        self.write(CMDQ_CONS, code << 24 | index)
+        self.write(GERROR, self.read(GERRORN) ^ 1)
+
+    def complete(self) -> None:
+        """Consume everything, and signal the last CMD_SYNC. ERR stays as it was."""
+        prod, cons = self.read(CMDQ_PROD), self.read(CMDQ_CONS)
+        self.write(CMDQ_CONS, cons & 0x7F << 24 | prod)
+        low, address = self.command(prod - 1)
+        if address:
+            self.ram[address - RAM : address - RAM + 4] = (low >> 32).to_bytes(4, "little")
+
 
 @pytest.fixture
 def hardware() -> Hardware:
     return Hardware()
+
+
+@pytest.fixture(params=Completion)
+def completion(request: pytest.FixtureRequest) -> Completion:
+    found: Completion = request.param
+    return found
 
 
 def cfgi(stream_id: int) -> StreamCommand:
@@ -157,18 +176,13 @@ def test_a_queue_that_stays_full_times_out(hardware: Hardware) -> None:
     assert hardware.command(0) == (0x3, 1)  # nothing was overwritten
 
 
-@pytest.mark.parametrize("completion", list(Completion))
 @pytest.mark.parametrize(("code", "name"), [(1, "CERROR_ILL"), (2, "CERROR_ABT")])
 def test_an_error_is_raised_once_and_acknowledged(
     hardware: Hardware, completion: Completion, code: int, name: str
 ) -> None:
     queue = hardware.queue(completion=completion)
 
-    def stop() -> None:
-        hardware.write(CMDQ_CONS, code << 24 | 1)
-        hardware.write(GERROR, 1)
-
-    hardware.act = stop
+    hardware.act = lambda: hardware.fail(code, 1)
     queue.issue(cfgi(1), cfgi(2))
     with pytest.raises(CommandQueueError, match=f"{name} at command 1") as caught:
         queue.sync()
@@ -178,13 +192,45 @@ def test_an_error_is_raised_once_and_acknowledged(
     # Only the command that is itself at fault gives way to a CMD_SYNC.
     assert hardware.command(1) == ((0x46, 0) if code == 1 else (0x2_0000_0003, 1))
 
-    def go_on() -> None:
-        low, address = hardware.command(hardware.read(CMDQ_PROD) - 1)
-        hardware.write(CMDQ_CONS, code << 24 | hardware.read(CMDQ_PROD))  # ERR stays as it was
-        if address:
-            hardware.ram[address - RAM : address - RAM + 4] = (low >> 32).to_bytes(4, "little")
+    hardware.act = hardware.complete
+    queue.sync()
 
-    hardware.act = go_on
+
+def test_an_invalidation_of_before_that_fails_is_not_that_of_the_next_sync(
+    hardware: Hardware, completion: Completion
+) -> None:
+    queue = hardware.queue(completion=completion)
+    queue.begin_sync()  # nobody waits for it any more
+
+    def fail_once() -> None:
+        hardware.fail(3, 0)
+        hardware.act = hardware.complete
+
+    hardware.act = fail_once
+    queue.sync()
+    assert hardware.read(GERRORN) == 1
+    # Nor does one go on for ever.
+    hardware.act = lambda: hardware.fail(3, 0)
+    with pytest.raises(CommandQueueError, match="CERROR_ATC_INV_SYNC at command 0"):
+        queue.sync()
+
+
+def test_who_waits_for_a_sync_that_fails_hears_of_it_though_another_saw_it(
+    hardware: Hardware, completion: Completion
+) -> None:
+    queue = hardware.queue(completion=completion)
+
+    def fail_once() -> None:
+        hardware.fail(3, 0)
+        hardware.act = hardware.complete
+
+    def meanwhile() -> None:
+        hardware.act = fail_once
+        queue.sync()
+
+    hardware.act = meanwhile
+    with pytest.raises(CommandQueueError, match="CERROR_ATC_INV_SYNC at command 0"):
+        queue.sync()
     queue.sync()
 
 

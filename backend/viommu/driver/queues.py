@@ -97,6 +97,8 @@ class CommandQueue:
         # As it was last seen: it only moves on, so there is at least the room that it says.
         self._cons = 0
         self._serial = 0
+        # The CMD_SYNCs that somebody waits for, by their index, and the error at which each of them failed.
+        self._awaited: dict[int, CommandQueueError | None] = {}
 
     def program(self) -> None:
         """Write CMDQ_BASE, PROD and CONS, which empties the queue (6.3.26)."""
@@ -151,8 +153,29 @@ class CommandQueue:
     def finish(self, sync: PendingSync) -> None:
         """Return when `sync` is complete; raises as `sync()` does.
 
-        Others may have issued commands meanwhile: `relax` of the `Poll` may lead back here.
+        Others may have issued commands meanwhile: `relax` of the `Poll` may lead back here. Of a function that did not
+        answer only the CMD_SYNC behind its own invalidation tells, which may be one that nobody waits for any more.
         """
+        own = self.ring.index(sync.prod - 1)
+        self._awaited[own] = None
+        try:
+            self._outlast(sync, {own})
+        finally:
+            failed = self._awaited.pop(own)
+        if failed is not None:
+            raise failed
+
+    def _outlast(self, sync: PendingSync, told: set[int]) -> None:
+        """Wait for `sync` though others before it fail, each of them once; those in `told` may not."""
+        while True:
+            try:
+                return self._await(sync)
+            except CommandQueueError as error:
+                if error.code != CommandError.CERROR_ATC_INV_SYNC or error.index in told:
+                    raise
+                told.add(error.index)
+
+    def _await(self, sync: PendingSync) -> None:
         if self.completion is Completion.MSI:
             self._await_message(sync)
             if self._behind(sync.prod) < self._behind(self._cons):
@@ -182,7 +205,10 @@ class CommandQueue:
         if code == CommandError.CERROR_ILL:
             words[2 * index], words[2 * index + 1] = SyncCommand(opcode=Opcode.CMD_SYNC).qwords()
         self._registers.write32(Register.GERRORN, gerrorn ^ GlobalError.CMDQ_ERR)
-        raise CommandQueueError(code, index, entry)
+        error = CommandQueueError(code, index, entry)
+        if index in self._awaited:
+            self._awaited[index] = error
+        raise error
 
     def _await_message(self, sync: PendingSync) -> None:
         dwords = self._message.dwords
