@@ -160,7 +160,9 @@ def pytest_runtest_makereport(
     report = yield
     lab = item.stash.get(_LAB, None)
     if report.failed and lab is not None:
-        report.sections += [(title, text) for title, text in lab.sections() if text]
+        # What is told here is not told of the guest's next test.
+        told = [("viommu", "\n".join(lab.unforeseen()))] if report.when == "setup" else []
+        report.sections += [(title, text) for title, text in (*told, *lab.sections()) if text]
         if (folder := item.config.stash[_RUN].artifacts) is not None:
             from viommu.pytest_plugin.artifacts import keep
 

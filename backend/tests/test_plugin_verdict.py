@@ -1,0 +1,34 @@
+"""Which test is told what a guest did, and what becomes of the evidence."""
+
+import pytest
+
+from tests.plugin_rig import guests
+
+__all__ = ["guests"]  # a fixture
+
+
+def run(guests: pytest.Pytester, text: str, *arguments: str) -> tuple[dict[str, int], str]:
+    """The outcomes, and what was printed."""
+    guests.makepyfile(test_it=text)
+    result = guests.runpytest("-p", "no:cacheprovider", *arguments)
+    return result.parseoutcomes(), result.stdout.str() + result.stderr.str()
+
+
+def test_a_setup_that_fails_has_what_the_guest_did_in_it(guests: pytest.Pytester) -> None:
+    text = """
+        import pytest
+
+        @pytest.fixture
+        def driver(viommu_guest):
+            viommu_guest.say("WARNING: CPU: 0 at driver.c:1 probe")
+            assert False, "insmod failed"
+
+        def test_driver(driver): pass
+        def test_innocent(viommu_guest): pass
+    """
+    outcomes, output = run(guests, text)
+    assert outcomes == {"passed": 1, "errors": 1}, output
+    assert output.count("WARNING: CPU: 0 at driver.c:1 probe") == 3, (
+        "the source, the finding, the log"
+    )
+    assert "WARNING: CPU: 0 at driver.c:1" in output.partition("aarch64 guest: kernel log")[2]
