@@ -32,3 +32,19 @@ def test_a_setup_that_fails_has_what_the_guest_did_in_it(guests: pytest.Pytester
         "the source, the finding, the log"
     )
     assert "WARNING: CPU: 0 at driver.c:1" in output.partition("aarch64 guest: kernel log")[2]
+
+
+def test_a_fixture_may_fail_at_its_end_while_the_ledger_watches(guests: pytest.Pytester) -> None:
+    text = """
+        import pytest
+
+        @pytest.fixture
+        def driver(viommu_guest):
+            yield
+            assert False, "rmmod failed"
+
+        def test_driver(driver): pass
+    """
+    outcomes, output = run(guests, text, "--viommu-ledger")
+    assert outcomes == {"passed": 1, "errors": 1}, output
+    assert "clean, 0 events" in output.partition("aarch64 guest: ledger")[2]

@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def viommu_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
+def viommu_lab(request: pytest.FixtureRequest) -> "Lab":
     """Makes guests for the test, and says what of their doings is foreseen."""
     from viommu.pytest_plugin.lab import Lab
 
@@ -66,8 +66,7 @@ def viommu_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
     if dirty:
         lab.soil()
     item.stash[_LAB] = lab
-    yield lab
-    lab.leave()
+    return lab
 
 
 @pytest.fixture
@@ -168,4 +167,6 @@ def pytest_runtest_makereport(
 
             kept = keep(folder, item.nodeid, lab)
             report.sections.append(("viommu: artifacts", str(kept)))
+    if report.when == "teardown" and lab is not None:
+        lab.leave()
     return report
