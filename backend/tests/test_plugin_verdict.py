@@ -48,3 +48,28 @@ def test_a_fixture_may_fail_at_its_end_while_the_ledger_watches(guests: pytest.P
     outcomes, output = run(guests, text, "--viommu-ledger")
     assert outcomes == {"passed": 1, "errors": 1}, output
     assert "clean, 0 events" in output.partition("aarch64 guest: ledger")[2]
+
+
+def test_evidence_that_cannot_be_kept_ends_no_session(guests: pytest.Pytester) -> None:
+    text = """
+        def test_one(viommu_guest, pytestconfig):
+            kept = pytestconfig.rootpath / "kept"
+            kept.mkdir(exist_ok=True)
+            (kept / "test_it.py-test_one").write_text("in the way")
+            assert False
+
+        def test_other(viommu_guest): pass
+    """
+    outcomes, output = run(guests, text, "--viommu-artifacts=kept")
+    assert outcomes == {"failed": 1, "passed": 1}, output
+    assert "not kept: [Errno 17] File exists" in output.partition("viommu: artifacts")[2]
+
+
+def test_a_place_for_evidence_that_cannot_be_is_refused(guests: pytest.Pytester) -> None:
+    guests.makefile("", kept="a file")
+    result = guests.runpytest("--viommu-artifacts=kept")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert (
+        f"ERROR: --viommu-artifacts: {guests.path}/kept cannot be made: File exists"
+        in result.stderr.str()
+    )

@@ -42,6 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
         chosen(config, GuestOptions),
         chosen(config, RunOptions),
     )
+    if (folder := config.stash[_RUN].artifacts) is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(
+                f"--viommu-artifacts: {folder} cannot be made: {error.strerror}"
+            ) from None
 
 
 # The fixtures
@@ -165,8 +172,11 @@ def pytest_runtest_makereport(
         if (folder := item.config.stash[_RUN].artifacts) is not None:
             from viommu.pytest_plugin.artifacts import keep
 
-            kept = keep(folder, item.nodeid, lab)
-            report.sections.append(("viommu: artifacts", str(kept)))
+            try:
+                kept = str(keep(folder, item.nodeid, lab))
+            except OSError as error:  # a full disk ends no session
+                kept = f"not kept: {error}"
+            report.sections.append(("viommu: artifacts", kept))
     if report.when == "teardown" and lab is not None:
         lab.leave()
     return report
