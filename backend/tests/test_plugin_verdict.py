@@ -73,3 +73,29 @@ def test_a_place_for_evidence_that_cannot_be_is_refused(guests: pytest.Pytester)
         f"ERROR: --viommu-artifacts: {guests.path}/kept cannot be made: File exists"
         in result.stderr.str()
     )
+
+
+def test_a_plan_may_end_the_server_it_is_loaded_in(guests: pytest.Pytester) -> None:
+    text = """
+        import time
+        import pytest
+
+        @pytest.mark.viommu_allow("the server of the devices")
+        def test_it(viommu_faults, viommu_rig):
+            viommu_faults.load('[[effect]]\\nwhen = { after = 0.0 }\\ncall = "server.die"')
+            deadline = time.monotonic() + 20
+            while viommu_rig.serving.exit_code is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert viommu_rig.serving.exit_code is not None
+    """
+    outcomes, output = run(guests, text)
+    assert outcomes == {"passed": 1}, output
+
+
+def test_a_guest_with_a_plan_may_be_ended_for_another(guests: pytest.Pytester) -> None:
+    text = """
+        def test_it(viommu_faults, viommu_lab):
+            assert viommu_lab.rig(seed=1)
+    """
+    outcomes, output = run(guests, text)
+    assert outcomes == {"passed": 1}, output
