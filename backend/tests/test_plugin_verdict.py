@@ -99,3 +99,36 @@ def test_a_guest_with_a_plan_may_be_ended_for_another(guests: pytest.Pytester) -
     """
     outcomes, output = run(guests, text)
     assert outcomes == {"passed": 1}, output
+
+
+@pytest.mark.parametrize(
+    ("dirty", "outcomes"), [(False, {"passed": 1, "failed": 1}), (True, {"passed": 2})]
+)
+def test_a_server_that_ends_after_a_test_is_told_of_the_next(
+    guests: pytest.Pytester, dirty: bool, outcomes: dict[str, int]
+) -> None:
+    """Unless the guest was for no other test anyway."""
+    text = f"""
+        import os
+        import signal
+        import time
+        import pytest
+
+        @pytest.fixture
+        def killed(viommu_rig):
+            yield
+            os.kill(viommu_rig.serving.pid, signal.SIGKILL)
+            while viommu_rig.serving.exit_code is None:
+                time.sleep(0.01)
+
+        @pytest.mark.viommu(dirty={dirty})
+        def test_one(killed): pass
+
+        def test_next(viommu_rig):
+            assert viommu_rig.serving.exit_code is None
+    """
+    found, output = run(guests, text)
+    assert found == outcomes, output
+    assert (
+        "since the last test: the server of the devices killed by SIGKILL" in output
+    ) is not dirty

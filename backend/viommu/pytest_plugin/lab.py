@@ -53,6 +53,8 @@ class Lab:
         """
         self._ask()  # one of ours may be ended for it
         booted = self._get(options)
+        self._alarms += [f"since the last test: {alarm}" for alarm in booted.untold]
+        booted.untold = ()
         if not any(each.booted is booted for each in self._watched):
             start = len(booted.rig.serving.output())
             guest = booted.rig.guest
