@@ -132,3 +132,19 @@ def test_a_server_that_ends_after_a_test_is_told_of_the_next(
     assert (
         "since the last test: the server of the devices killed by SIGKILL" in output
     ) is not dirty
+
+
+def test_each_guest_of_a_test_has_evidence_of_its_own(guests: pytest.Pytester) -> None:
+    text = """
+        def test_it(viommu_lab):
+            for number in range(2):
+                viommu_lab.rig(seed=number).guest.console = f"I am {number}"
+            assert False
+    """
+    _, output = run(guests, text, "--viommu-guests=2", "--viommu-artifacts=kept")
+    kept = guests.path / "kept/test_it.py-test_it"
+    for number, name in enumerate(("aarch64 guest", "aarch64 guest 2")):
+        assert f" {name}: console " in output
+        stem = name.replace(" ", "-")
+        assert (kept / f"{stem}-console.txt").read_text("utf-8") == f"I am {number}"
+        assert (kept / f"{stem}-trace.jsonl").is_file()
