@@ -114,6 +114,8 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         ),
         ("slot = 2", "slot = 1", "devices[1].slot: 1 is taken by 'smmu'"),
         ('"engine0"', '"smmu"', "devices[1].name: 'smmu' is taken by another device"),
+        ('"engine0"', '"control"', "devices[1].name: 'control' is that of the control socket"),
+        ('"test-engine"', '"smmuv3"', "devices[1].model: the SMMU is 'smmu', and there is one"),
         (
             "slot = 2",
             "slot = 5",

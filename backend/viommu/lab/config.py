@@ -62,6 +62,13 @@ class Device(_Strict):
     options: dict[str, Any] = {}
     """What a class of the user's own is made with."""
 
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name == "control":
+            raise ValueError("'control' is that of the control socket")
+        return name
+
     @field_validator("disk")
     @classmethod
     def _beside(cls, disk: Path | None, info: ValidationInfo) -> Path | None:
@@ -173,6 +180,8 @@ class Machine(_Strict):
                     raise ValueError(f"{where}.name: {device.name!r} is taken by another device")
                 if other.slot == device.slot:
                     raise ValueError(f"{where}.slot: {device.slot} is taken by {other.name!r}")
+                if device.model == other.model == "smmuv3":
+                    raise ValueError(f"{where}.model: the SMMU is {other.name!r}, and there is one")
                 self._check_interrupts(where, device, other)
         behind = sorted((each for each in self.devices if each.bus), key=lambda each: each.slot)
         for bus, device in enumerate(behind, start=1):
