@@ -223,6 +223,16 @@ def test_lines_for_the_smmu(tmp_path: Path) -> None:
         load_machine(path, "mis = false")
 
 
+def test_lines_win_over_the_smmu_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "[smmu]\nmsi = false\nstream_id_bits = 9\n")
+    smmu = load_machine(path, "stream_id_bits = 10").smmu
+    assert (smmu.msi, smmu.stream_id_bits) == (False, 10)
+    with pytest.raises(ConfigError, match=r"^the lines for \[smmu\]: not TOML: .*line 1"):
+        load_machine(path, "msi = perhaps")
+    with pytest.raises(ConfigError, match=r"one\.toml: smmu: 3 is wrong"):
+        load_machine(write(tmp_path, "smmu = 3\n" + GOOD), "msi = false")
+
+
 def test_an_image_of_another_format(tmp_path: Path) -> None:
     text = GOOD.replace('"test-engine"', '"nvme"\n{}')
     image = 'disk = "cloud.img"\ndisk_format = "qcow2"\nsnapshot = true'
