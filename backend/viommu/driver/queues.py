@@ -171,7 +171,9 @@ class CommandQueue:
             try:
                 return self._await(sync)
             except CommandQueueError as error:
-                if error.code != CommandError.CERROR_ATC_INV_SYNC or error.index in told:
+                unanswered = error.code == CommandError.CERROR_ATC_INV_SYNC
+                sync_of_another = error.entry & 0xFF == Opcode.CMD_SYNC and error.index not in told
+                if not (unanswered and sync_of_another):
                     raise
                 told.add(error.index)
 
