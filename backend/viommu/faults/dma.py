@@ -128,7 +128,7 @@ class FaultFilter(Filter):
 
 
 def _front(translation: Translation, size: int) -> Translation:
-    """The first `size` bytes of it."""
+    """The first `size` bytes of it; for the trace it is the same transaction."""
     runs: array[int] = array("Q")
     left = size
     for address, length in zip(translation.runs[::2], translation.runs[1::2], strict=True):
@@ -136,4 +136,6 @@ def _front(translation: Translation, size: int) -> Translation:
         if part:
             runs.extend((address, part))
         left -= part
-    return Translation(translation.access, translation.iova, runs, size - left)
+    front = Translation(translation.access, translation.iova, runs, size - left)
+    front.number = translation.number
+    return front
