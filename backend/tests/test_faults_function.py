@@ -276,6 +276,16 @@ def test_interrupts_of_a_function(machine: Machine, do: Any, count: int) -> None
     os.close(listener)
 
 
+def test_an_interrupt_that_is_due_when_the_function_was_pulled_out(machine: Machine) -> None:
+    engine = Engine(machine, "function-interrupts", "defer")
+    engine.client.fill(SIZE, seed=3, msiaddress=1)
+    assert engine.go(RAND48) == HALTED
+    call(machine, "stack.surprise_remove", device="engine0")
+    call(machine, "faults.clear")
+    engine.turn()
+    assert list(machine.server.sockets) == ["smmu", "engine1"]
+
+
 # Out of the blue
 
 

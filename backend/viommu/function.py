@@ -336,8 +336,10 @@ class Function:
         return not self.device.config[_COMMAND_HIGH] & _INTX_DISABLE
 
     def trigger(self, vector: int) -> bool:
-        """Send an interrupt; False when nobody listens."""
-        return vector < self._vectors and self.device.trigger_interrupt(vector)
+        """Send an interrupt; False when nobody listens, as when the device was pulled out."""
+        if vector >= self._vectors or not self.device.attached:
+            return False
+        return self.device.trigger_interrupt(vector)
 
     @property
     def dead(self) -> bool:
