@@ -320,6 +320,19 @@ def test_an_effect_happens_in_the_middle_of_what_the_guest_does(machine: Machine
     assert call(machine, "function.dma", function="engine0", iova=BASE + 8)["moved"] == 0
 
 
+def test_what_an_effect_does_later_causes_no_effects(machine: Machine) -> None:
+    effect = {
+        "on": {"event": "DeviceAttached"},
+        "call": "stack.attach",
+        "arguments": {"filter": "tracing", "target": "engine0"},
+    }
+    machine.server.faults.load(Plan.of(effects=[effect]))
+    call(machine, "stack.attach", filter="tracing", target="engine1")
+    for _ in range(5):
+        machine.server.turn()
+    assert machine.kinds().count("DeviceAttached") == 2
+
+
 def test_errors_records_and_service_failure(machine: Machine) -> None:
     smmu = machine.connect("smmu")
     call(machine, "smmu.raise_error", error="EVENTQ_ABT_ERR")

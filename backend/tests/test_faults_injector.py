@@ -140,3 +140,26 @@ def test_effects_call_methods_on_events_and_at_times() -> None:
         "done",
         "done",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("CommandConsumed", ["a", "b"]), ("EffectCalled", ["a"])]
+)
+def test_an_effect_causes_no_effects(kind: str, expected: list[str]) -> None:
+    lab = Lab()
+    lab.injector.close()
+    called: list[str] = []
+    asid = CommandConsumed("CMD_TLBI_NH_ASID", 0, "", 0x11)
+
+    def call(method: str, _: Mapping[str, object]) -> None:
+        called.append(method)
+        assert len(called) < 5, "it goes round in circles"
+        lab.rig.smmu.tracer.emit(asid)
+
+    first = {"on": {"event": "CommandConsumed"}, "call": "a"}
+    plan = Plan.of(effects=[first, {"on": {"event": kind}, "call": "b"}])
+    Injector(plan, lab.rig.smmu.tracer, lambda: lab.now, call)
+    lab.rig.smmu.tracer.emit(asid)
+    assert called == expected
+    lab.rig.smmu.tracer.emit(asid)
+    assert called == 2 * expected

@@ -104,7 +104,8 @@ class FaultControl:
         """One turn of the event loop, between what clients do."""
         late, self._late = self._late, []
         for method, arguments in late:
-            self._call(method, arguments)
+            with self._tracer.causing():
+                self._call(method, arguments)
         if self._injector is not None:
             self._injector.turn()
 

@@ -66,7 +66,6 @@ class Injector:
         ]
         counts = [rule.count for rule in self.rules] + [each.count for each in self.effects]
         self._watching = [count for count in counts if count.watches]
-        self._calling = False
         self._at: dict[type[Point], list[ArmedRule]] = {}
         for rule in self.rules:
             self._at.setdefault(POINTS[rule.rule.at], []).append(rule)
@@ -95,7 +94,7 @@ class Injector:
     def _see(self, event: Event) -> None:
         for count in self._watching:
             count.see(event)
-        if not self._calling:
+        if not self._tracer.caused:
             self._call_effects(event)
         if self._held:
             self._release(lambda terms, *_: terms.until is not None and terms.until.fits(event))
@@ -118,15 +117,10 @@ class Injector:
         for each in self.effects:
             if not each.wants(event):
                 continue
-            effect = each.effect
-            self._calling = True
-            try:
-                outcome = self._call(effect.call, effect.arguments)
-            finally:
-                self._calling = False
-            self._tracer.emit(
-                EffectCalled(each.line, effect.name, effect.call, each.count.taken, str(outcome))
-            )
+            effect, taken = each.effect, each.count.taken
+            with self._tracer.causing():
+                outcome = str(self._call(effect.call, effect.arguments))
+                self._tracer.emit(EffectCalled(each.line, effect.name, effect.call, taken, outcome))
 
     @property
     def patience(self) -> float | None:
