@@ -21,7 +21,10 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Root of everything that is emitted. Its fields are plain values: numbers, strings, flags."""
+    """Root of everything that is emitted. Its fields are plain values: numbers, strings, flags.
+
+    In JSON anything else is told as Python shows it.
+    """
 
     @property
     def kind(self) -> str:
