@@ -210,6 +210,23 @@ def test_it_fails_alone(
     assert copy.copied
 
 
+@pytest.mark.parametrize("what", ["write", "step", "busy"])
+def test_it_does_not_end_the_server(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    copy = Copy(machine)
+
+    def leave(*_: object) -> None:
+        raise SystemExit(3)
+
+    kind = type(served(machine)._model)
+    monkeypatch.setattr(kind, what, property(leave) if what == "busy" else leave)
+    copy.start()
+    machine.run()
+    assert names(machine.events, "FunctionFailed") == ["copy0"]
+    assert copy.client.get(STATUS) == 0xFFFF_FFFF
+
+
 def test_what_is_no_number_is_a_failure(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Copy(machine)
     function = served(machine)

@@ -24,6 +24,7 @@ from viommu.smmu import Smmu
 from viommu.trace import Event, Skip, Tracer
 
 _log = logging.getLogger(__name__)
+_FAILURES = (Exception, SystemExit)  # what a model raises, and so fails alone
 # Requests of one client in a row, and how often to look for the next one. While a model has work, a client that sends
 # without end must not keep it from its next step, and waiting for a client would.
 _PATIENT, _BRIEF = (64, 8), (16, 0)
@@ -210,7 +211,7 @@ class Function:
             if offset < end and body < offset + len(data):
                 try:
                     capability.written(bytes(self.device.config[body:end]))
-                except Exception as error:
+                except _FAILURES as error:
                     self._failed(error)
 
     def _read(self, bar: int, offset: int, size: int) -> int:
@@ -220,7 +221,7 @@ class Function:
             value = self._model.read(bar, offset, size)
             if value >> 8 * size:
                 value &= (1 << 8 * size) - 1
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
             return (1 << 8 * size) - 1
         if self._tracer.meddler is None:
@@ -241,7 +242,7 @@ class Function:
             value = meddled
         try:
             self._model.write(bar, offset, len(data), value)
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
 
     def _accessed(self, offset: int, write: bool, size: int, value: int) -> MmioAccess:
@@ -310,7 +311,7 @@ class Function:
         """All its work ends, its registers are as at power-on."""
         try:
             self._model.reset()
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
 
     def _pin_released(self) -> None:
@@ -318,7 +319,7 @@ class Function:
             return
         try:
             self._model.pin_released()
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
 
     # What the model does
@@ -351,7 +352,7 @@ class Function:
         """`step` has work to do."""
         try:
             return not self._dead and self._model.busy
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
             return False
 
@@ -359,16 +360,16 @@ class Function:
         """Let the model do one small thing."""
         try:
             self._model.step()
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         _log.error("%s: the model failed: it is dead until it is reset", self.name, exc_info=error)
         self._dead = True
         if self._tracer:
             self._tracer.emit(FunctionFailed(self.name, repr(error)))
         if self.port is not None:
-            with suppress(Exception):  # if it still can
+            with suppress(*_FAILURES):  # if it still can
                 self._model.reset()
 
     def serve(self, *, patient: bool) -> None:
