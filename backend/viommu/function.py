@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
+from vfio_user import ClientLost, DeviceError, DmaRegion, LibraryError, PciDevice, ResetType
 from viommu.endpoints import meddle
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.pasid import PASID_CAPABILITY
@@ -139,7 +139,7 @@ class Function:
     ) -> None:
         self.name, self._model = name, model
         self.memory, self.port, self._tracer = memory, port, tracer
-        self._dead = self._shared = self._complained = False
+        self._dead = self._shared = self._complained = self._unserved = False
         self.device = device = PciDevice(socket_path, **model.identity._asdict())
         try:
             for bar in model.bars:
@@ -377,13 +377,20 @@ class Function:
 
         `patient` is to look a little longer for the next request, when no other work waits.
         """
-        if self.device.attached:
-            limit, spin = _PATIENT if patient else _BRIEF
-            try:
-                self.device.run(limit, spin)
-            except ClientLost:
-                _log.info("%s: the client is gone", self.name)
-        elif self.device.attach():
-            _log.info("%s: a client attached", self.name)
-            if self._tracer:
-                self._tracer.emit(ClientAttached(self.name))
+        try:
+            if self.device.attached:
+                self.device.run(*(_PATIENT if patient else _BRIEF))
+            elif self.device.attach():
+                _log.info("%s: a client attached", self.name)
+                if self._tracer:
+                    self._tracer.emit(ClientAttached(self.name))
+        except ClientLost:
+            _log.info("%s: the client is gone", self.name)
+        except LibraryError as error:
+            if not self._unserved:
+                _log.error("%s: the client cannot be served: %s", self.name, error)
+            self._unserved = True
+            if self.device.attached:
+                self.device.hang_up()
+        else:
+            self._unserved = False
