@@ -368,6 +368,25 @@ def test_a_function_is_reset_without_the_guest(machine: Machine) -> None:
     assert engine.memory == NOTHING
 
 
+@pytest.mark.parametrize("event", ["Translated", "DmaMoved"])
+def test_a_function_is_reset_in_the_middle_of_its_step(machine: Machine, event: str) -> None:
+    engine = Engine(machine)
+    effect = {
+        "on": {"event": event},
+        "when": {"nth": 2},
+        "call": "function.reset",
+        "arguments": {"function": "engine0"},
+    }
+    machine.server.faults.load(Plan.of(effects=[effect]))
+    engine.client.fill(1 << 20)
+    assert engine.go(RAND48) == HALTED
+    assert machine.server.io.devices["engine0"].transactions == 0
+    assert "FunctionFailed" not in machine.kinds()
+    assert machine.kinds().count("DmaMoved") <= 2
+    assert engine.fill() == HALTED
+    assert engine.memory == GOOD
+
+
 def test_page_requests_that_nobody_needs(machine: Machine) -> None:
     smmu = machine.connect("smmu")
     Engine(machine)

@@ -139,6 +139,7 @@ class Function:
     ) -> None:
         self.name, self._model = name, model
         self.memory, self.port, self._tracer = memory, port, tracer
+        self._stepping = self._reset_due = False
         self._dead = self._shared = self._complained = self._unserved = False
         self.device = device = PciDevice(socket_path, **model.identity._asdict())
         try:
@@ -308,7 +309,10 @@ class Function:
         self._follow_bus_master()
 
     def reset_model(self) -> None:
-        """All its work ends, its registers are as at power-on."""
+        """All its work ends, its registers are as at power-on. In the middle of a step it happens right after that."""
+        if self._stepping:
+            self._reset_due = True
+            return
         try:
             self._model.reset()
         except _FAILURES as error:
@@ -358,10 +362,16 @@ class Function:
 
     def step(self) -> None:
         """Let the model do one small thing."""
+        self._stepping = True
         try:
             self._model.step()
         except _FAILURES as error:
             self._failed(error)
+        finally:
+            self._stepping = False
+        if self._reset_due:
+            self._reset_due = False
+            self.reset_model()
 
     def _failed(self, error: BaseException) -> None:
         _log.error("%s: the model failed: it is dead until it is reset", self.name, exc_info=error)
