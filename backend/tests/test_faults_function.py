@@ -16,6 +16,7 @@ from tests.faults_rig import shows
 from tests.server_rig import BASE, ERROR, HALTED, RAND48, Function, Machine
 from viommu.control import CallFailed, ControlLost
 from viommu.endpoints.pattern import rand48
+from viommu.faults.injector import FaultInjected
 from viommu.faults.plan import Plan, PlanError
 from viommu.lab.serving import Serving
 from viommu.layouts.test_engine import EngineCommand, UserFrame
@@ -150,6 +151,14 @@ def test_a_dma_that_stays_in_flight(machine: Machine, at: str, before: bytes) ->
 def test_what_a_write_leaves(machine: Machine, do: Any, expected: bytes) -> None:
     engine = Engine(machine, "dma-writing", do)
     assert (engine.fill(), engine.memory) == (HALTED, expected)
+
+
+def test_an_injection_shows_the_beginning_of_the_data(machine: Machine) -> None:
+    engine = Engine(machine, "dma-writing", "skip")
+    engine.fill()
+    (injected,) = [event for event in machine.events if isinstance(event, FaultInjected)]
+    assert injected.where.startswith("DmaWriting(stream_id=16, substream_id=None, ")
+    assert injected.where.endswith(f", write=True, value={SIZE} bytes {GOOD[:16]!r})")
 
 
 @shows("dma-writing", "defer")

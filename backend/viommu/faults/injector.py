@@ -1,7 +1,7 @@
 """The injector: it answers the points as a plan says, and tells the stream of events what it did."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 
@@ -33,6 +33,18 @@ class FaultInjected(Event):
     action: str
     count: int
     where: str
+
+
+def _shown(point: Point) -> str:
+    """The point as Python shows it, but of the bytes of a DMA no more than how many there are and the first."""
+    values = {field.name: getattr(point, field.name) for field in fields(point)}
+    shown = [
+        f"{name}={len(value)} bytes {value[:16]!r}"
+        if isinstance(value, bytes)
+        else f"{name}={value!r}"
+        for name, value in values.items()
+    ]
+    return f"{point.kind}({', '.join(shown)})"
 
 
 def _nobody(method: str, _: Mapping[str, Any]) -> object:
@@ -85,7 +97,7 @@ class Injector:
             action = rule.rule.do.action
             self._tracer.emit(
                 FaultInjected(
-                    rule.line, rule.rule.name, rule.rule.at, action, rule.count.taken, str(point)
+                    rule.line, rule.rule.name, rule.rule.at, action, rule.count.taken, _shown(point)
                 )
             )
             return verdict
