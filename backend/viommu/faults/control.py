@@ -1,5 +1,6 @@
 """The plan of a server: it is loaded and cleared while the guest runs, from the command line or the control socket."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -51,7 +52,9 @@ class FaultControl:
                 raise PlanError(f"plan, line {line}: call: {failed.message}") from None
         self.clear()
         self._loads += 1
-        self._injector = Injector(plan, self._tracer, self._clock, self._effect)
+        self._injector = Injector(
+            plan, self._tracer, self._clock, self._effect, timer=time.monotonic
+        )
         if any(POINTS[rule.at] in DMA_POINTS for rule in plan.fault):
             self._attach_filters()
 

@@ -54,8 +54,9 @@ def _nobody(method: str, _: Mapping[str, Any]) -> object:
 class Injector:
     """Carries out `plan` on what `tracer` tells, until it is closed.
 
-    `clock` gives seconds since the guest came; `call` calls a method of the control socket by name, at once, and
-    returns what it has to say. Whoever has an event loop calls `turn` in it, and sleeps no longer than `patience` says,
+    `clock` gives seconds since the guest came; `timer` those of a clock that never goes back, by which what is held
+    ends, and is `clock` if not said. `call` calls a method of the control socket by name, at once, and returns what it
+    has to say. Whoever has an event loop calls `turn` in it, and sleeps no longer than `patience` says,
     so that what is held is released in time.
     """
 
@@ -65,8 +66,10 @@ class Injector:
         tracer: Tracer,
         clock: Callable[[], float],
         call: Callable[[str, Mapping[str, Any]], object] = _nobody,
+        timer: Callable[[], float] | None = None,
     ) -> None:
         self._tracer, self._clock, self._call = tracer, clock, call
+        self._timer = clock if timer is None else timer
         dice = Random(plan.seed)  # noqa: S311 - replayed, not secret
         self.rules = [
             ArmedRule(rule, line, Random(dice.getrandbits(64)), clock)  # noqa: S311
@@ -93,7 +96,7 @@ class Injector:
             if verdict is None:
                 continue
             for hold, terms in rule.take_holds():
-                self._held.append((hold, terms, self._clock(), self._turns))
+                self._held.append((hold, terms, self._timer(), self._turns))
             action = rule.rule.do.action
             self._tracer.emit(
                 FaultInjected(
@@ -116,7 +119,7 @@ class Injector:
         self._turns += 1
         self._call_effects(None)
         if self._held:
-            now, turns = self._clock(), self._turns
+            now, turns = self._timer(), self._turns
             self._release(
                 lambda terms, since, first: (
                     (terms.ms is not None and now - since >= terms.ms / 1000)
@@ -137,15 +140,16 @@ class Injector:
     @property
     def patience(self) -> float | None:
         """Seconds until `turn` has something to do; None when nothing is held for a time."""
-        times = [s + terms.ms / 1000 for _, terms, s, _ in self._held if terms.ms is not None]
-        times += [
-            each.effect.when.after
+        if any(terms.turns is not None for _, terms, _, _ in self._held):
+            return 0.0
+        now, since_guest = self._timer(), self._clock()
+        waits = [s + terms.ms / 1000 - now for _, terms, s, _ in self._held if terms.ms is not None]
+        waits += [
+            each.effect.when.after - since_guest
             for each in self.effects
             if each.effect.on is None and not each.count.taken
         ]
-        if any(terms.turns is not None for _, terms, _, _ in self._held):
-            return 0.0
-        return max(0.0, min(times) - self._clock()) if times else None
+        return max(0.0, min(waits)) if waits else None
 
     def _release(self, due: Callable[[TimedHold, float, int], bool]) -> None:
         released = [each for each in self._held if due(*each[1:])]
