@@ -295,6 +295,23 @@ def test_an_interrupt_that_is_due_when_the_function_was_pulled_out(machine: Mach
     assert list(machine.server.sockets) == ["smmu", "engine1"]
 
 
+@pytest.mark.parametrize("at", ["dma-writing", "function-interrupts"])
+def test_what_is_deferred_is_lost_with_its_guest(machine: Machine, at: str) -> None:
+    engine = Engine(machine, at, "defer")
+    engine.client.fill(SIZE, seed=3, msiaddress=1)
+    assert engine.go(RAND48) == HALTED
+    engine.client.close()
+    machine.run()
+    machine.ram[:SIZE] = NOTHING
+    listener = os.eventfd(0, os.EFD_NONBLOCK)
+    machine.connect("engine0", bus_master=True).set_eventfds(0, [listener])
+    call(machine, "faults.clear")
+    assert engine.memory == NOTHING
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(listener)
+    os.close(listener)
+
+
 # Out of the blue
 
 

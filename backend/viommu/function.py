@@ -298,6 +298,7 @@ class Function:
             self._tracer.emit(FunctionReset(self.name, kind.name))
 
     def _disconnected(self) -> None:
+        self.memory.guests += 1
         self._revive()
         self._shared = self._complained = False
         if self._tracer:
@@ -330,10 +331,11 @@ class Function:
 
     def _interrupt(self, vector: int) -> bool:
         if self._tracer.meddler is not None:
+            guest = self.memory.guests
             return meddle.interrupt(
                 self._tracer.meddler,
                 FunctionInterrupts(self.name, vector),
-                lambda: self.trigger(vector),
+                lambda: self.memory.guests == guest and self.trigger(vector),
             )
         return self.trigger(vector)
 

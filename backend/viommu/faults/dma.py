@@ -104,12 +104,18 @@ class FaultFilter(Filter):
                 raise Diverted
 
     def _later(self, request: Request, data: bytes) -> Callable[[], None]:
-        """The write of `data` to where the request goes now, which is made when the request is over."""
+        """The write of `data` to where the request goes now, which is made when the request is over.
+
+        It is lost with its guest.
+        """
         translation = _front(self._translations[id(request)], len(data))
+        memory = self._port.memory
+        guest = memory.guests
 
         def write() -> None:
-            with suppress(DmaFault):  # the trace has it, and nobody waits for it
-                self._port.move(translation, data)
+            if memory.guests == guest:
+                with suppress(DmaFault):  # the trace has it, and nobody waits for it
+                    self._port.move(translation, data)
 
         return write
 
