@@ -100,11 +100,14 @@ class AtsRig(Rig):
         self.put(self.stage_2 + 8 * 2, hw.BASE | S2_RW | S2_MEM | hw.AF | hw.BLOCK)
         self.ste(hw.STE_NESTED | self.cd_address, eats, S2_WORD, self.stage_2)
 
-    def map_2(self, ipa: int, leaf: int, *, level: int = 3) -> None:
+    def map_2(self, ipa: int, leaf: int, *, level: int = 3) -> int:
+        """Returns where the descriptor lies."""
         table = self.stage_2
         for depth in range(1, level):
             entry = table + (ipa >> 39 - 9 * depth & 511) * 8
             if not self.get(entry) & 1:
                 self.put(entry, self.alloc(4096) | hw.TABLE)
             table = self.get(entry) & 0xFFFF_FFFF_F000
-        self.put(table + (ipa >> 39 - 9 * level & 511) * 8, leaf)
+        entry = table + (ipa >> 39 - 9 * level & 511) * 8
+        self.put(entry, leaf)
+        return entry

@@ -123,11 +123,13 @@ def test_stalled_transactions(rig: Looked, table: Table) -> None:
         "more": False,
     }
     rig.write(hw.CR0, hw.SMMUEN | hw.CMDQEN)  # nowhere to record the next one
-    with pytest.raises(TransactionStalled):
+    with pytest.raises(TransactionStalled) as kept:
         rig.begin(IOVA)
     held = rig.look("stalls")["stalls"]
     assert [row["stag"] for row in held] == [0, None]
     assert rig.look("stalls", limit=1) == {"stalls": held[:1], "more": True}
+    del kept
+    assert rig.look("stalls")["stalls"] == held[:1], "who gives up is gone"
 
 
 # Streams and contexts

@@ -10,8 +10,9 @@ from tests.ats_engine_rig import ATS_ON, ERROR, HALTED, IOVA, PRI_ON, RAND48, SU
 from tests.ats_rig import ATS, ON
 from viommu.endpoints.engine_work import TRIES
 from viommu.endpoints.pattern import rand48
-from viommu.endpoints.pri import CAPACITY, PriService
+from viommu.endpoints.pri import CAPACITY, PRI_ENABLE, PRI_RESET, PriService
 from viommu.layouts.test_engine import UserFrame, offset_of
+from viommu.smmu import Access
 
 PRIQ_BASE, PRIQ_PROD, PRIQ_CONS = 0xC0, 0x1_00C8, 0x1_00CC
 PRIQEN, OVERFLOW = 1 << 1, 1 << 31
@@ -228,3 +229,22 @@ def test_a_reset_forgets_what_was_asked() -> None:
     assert (engine.pri.outstanding, engine.pri.usable) == (0, False)
     engine.respond(0, OK)
     assert CAPACITY == 64
+
+
+def test_the_control_register_resets_what_is_outstanding() -> None:
+    """With Enable clear, or being cleared (PCIe, 10.5.2.2)."""
+    asking = Asking()
+    group = asking.pri.request(Access(hw.STREAM), [0x1000])
+    assert group is not None
+
+    def control(value: int) -> None:
+        struct.pack_into("<H", asking.config, 0, value)
+        asking.pri.capability.written(bytes(asking.config))
+
+    control(PRI_ENABLE | PRI_RESET)
+    assert (asking.pri.outstanding, group.resolution) == (1, None)
+    assert asking.config[0] == PRI_ENABLE, "it reads as 0"
+    control(PRI_RESET)
+    assert (asking.pri.outstanding, group.resolution) == (0, "abort")
+    assert asking.config[0] == 0
+    assert asking.flags == STOPPED

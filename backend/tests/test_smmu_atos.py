@@ -138,19 +138,42 @@ def test_permissions_are_those_of_the_request_and_not_of_the_ste(rig: AtosRig) -
 
 
 def test_httui_changes_nothing() -> None:
+    """The answer is as if the descriptor had been updated (chapter 9)."""
     rig = AtosRig()
     rig.context(hw.CD_PLAIN | hw.HA | hw.HD)
     leaf = 0xA000 | PLAIN & ~AF | READ_ONLY | 1 << 51 | PAGE
     entry = rig.map(0x1000, leaf)
-    assert rig.ask(0x1000, S1 | HTTUI | RNW) == fault(0x12)
+    for kind in (S1, S12):
+        assert rig.ask(0x1000, kind | HTTUI | RNW) == rig.ask(0x1000, kind | HTTUI)
+        assert rig.ask(0x1000, kind | HTTUI) & 1 == (kind == S12), "there is no stage 2"
+    assert rig.ask(0x1000, S1 | HTTUI) == OK | 0xA000
+    assert rig.get(entry) == leaf
     rig.put(entry, leaf | AF)
-    assert rig.ask(0x1000, S1 | HTTUI) == fault(0x13)
+    assert rig.ask(0x1000, S1 | HTTUI) == OK | 0xA000
     assert rig.get(entry) == leaf | AF
     assert rig.physical(0x1000, write=True) == 0xA000
     rig.put(entry, leaf)
     rig.forget()
     assert rig.ask(0x1000, S1) == OK | 0xA000
     assert rig.get(entry) == leaf & ~READ_ONLY | AF
+
+
+def test_httui_leaves_nothing_that_others_find() -> None:
+    """An entry that says dirty, or accessed, while memory does not."""
+    rig = AtosRig()
+    rig.nest(0)
+    ipa, clean = IPA + 0x6000, 0xB_B000 | S2_RO | S2_MEM | 1 << 51 | PAGE
+    entry = rig.map_2(ipa, clean)
+    rig.ste(hw.STE_NESTED | rig.cd_address, 0, S2_WORD | 3 << 55, rig.stage_2)
+    rig.map(0x1000, ipa | PLAIN | PAGE)
+    assert rig.ask(0x7000, S12) & 1, "it has no page, but the CD is fetched now"
+    before = len(rig.smmu.tlb)
+    for kind in (S12, S12 | RNW):
+        assert rig.ask(0x1000, kind | HTTUI) == OK | 0xB_B000
+    assert rig.get(entry) == clean
+    assert len(rig.smmu.tlb) == before
+    assert rig.physical(0x1000, write=True) == 0xB_B000
+    assert rig.get(entry) & AF
 
 
 def test_a_skipped_stage_1_is_an_identity_or_stage_2_alone(rig: AtosRig) -> None:

@@ -251,6 +251,37 @@ def test_split_stage_answers_with_ipas_that_stage_2_translates_later() -> None:
     assert rig.barred(1 << 50, 8) == [record(0x11 | STREAM << 32, R | hw.CLASS_IN, 1 << 50)]
 
 
+@pytest.mark.parametrize("eats", [EATS_FULL, EATS_SPLIT], ids=["full", "split"])
+@pytest.mark.parametrize("execute", [False, True])
+def test_what_is_not_executable_can_be_read(eats: int, execute: bool) -> None:
+    """Also when execute permission is asked for too (13.7.1)."""
+    rig = AtsRig(BOTH, on=ON | ATSCHK)
+    contexts = rig.alloc(4096)
+    for place in (contexts, contexts + 64):
+        rig.put(place, hw.CD_PLAIN, rig.low, rig.high)
+    rig.nest(0)
+    rig.ste(hw.STE_NESTED | contexts | 1 << 59, eats | 2, S2_WORD, rig.stage_2)
+    rig.map(0x1000, IPA | PLAIN | PAGE | hw.UXN)
+    rig.map_2(IPA, 0xB_7000 | S2_RW | S2_MEM | AF | PAGE)
+    address = IPA if eats == EATS_SPLIT else 0xB_7000
+    assert rig.ask(0x1000, substream_id=1, instruction=execute) == TranslationCompletion(
+        SC, address, 4096, read=True, write=True
+    )
+
+
+def test_what_stage_2_refuses_of_the_tables_is_a_refusal_of_everything() -> None:
+    """The walk for a write would make a descriptor dirty (3.9.1.2)."""
+    rig = AtsRig(BOTH, on=ON | ATSCHK)
+    rig.nest(EATS_FULL)
+    rig.put(rig.stage_2 + 8 * (hw.BASE >> 30), hw.BASE | S2_RO | S2_MEM | AF | BLOCK)
+    rig.put(rig.cd_address, hw.CD_PLAIN | hw.HA | hw.HD, rig.low, rig.high)
+    rig.map(0x1000, IPA | PLAIN | READ_ONLY | 1 << 51 | PAGE)
+    rig.map_2(IPA, 0xB_7000 | S2_RW | S2_MEM | AF | PAGE)
+    rig.forget()
+    assert rig.ask(0x1000) == NOTHING
+    assert rig.ask(0x1000, no_write=True).read
+
+
 def test_split_stage_without_atschk_is_no_ats() -> None:
     rig = AtsRig(BOTH)
     rig.nest(EATS_SPLIT)

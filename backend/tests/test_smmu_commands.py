@@ -5,6 +5,9 @@ import pytest
 from tests import smmu_rig as hw
 from tests.smmu_rig import Rig
 from viommu.smmu.command_queue import COMMANDS_PER_STEP
+from viommu.smmu.events import CommandConsumed
+from viommu.smmu.points import CommandFetched
+from viommu.trace import Event, Skip, Tracer
 
 SYNC = (0x46, 0)
 LEAF = hw.PLAIN | hw.PAGE
@@ -308,3 +311,14 @@ def test_prefetch_does_nothing_while_the_smmu_is_disabled() -> None:
     rig.map(0x1000, 0xA000 | LEAF)
     rig.submit((0x02 | hw.STREAM << 32, 0x1000), SYNC)
     assert (rig.consumed, len(rig.smmu.configuration), len(rig.smmu.tlb)) == (True, 0, 0)
+
+
+def test_a_command_that_is_none_can_be_passed_over() -> None:
+    """By who meddles, while somebody reads along."""
+    tracer = Tracer()
+    seen: list[Event] = []
+    tracer.subscribe(seen.append)
+    rig = Rig(tracer=tracer)
+    tracer.meddler = lambda point: Skip() if isinstance(point, CommandFetched) else None
+    rig.submit((0xFF, 0))
+    assert [event.opcode for event in seen if isinstance(event, CommandConsumed)] == ["0xff"]

@@ -334,7 +334,7 @@ def test_strw_counts_for_nothing_with_stage_2() -> None:
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_context_pointer_beyond_the_oas_is_illegal(nested: bool) -> None:
     rig = Stages(everything_but(output_address_bits=40))
-    table = Table(rig, 12, 40)
+    table = Table(rig, 12, 39)
     words = rig.stage_2_words(table, S2R | 2 << 48) if nested else ()
     config = hw.STE_NESTED if nested else hw.STE_S1
     rig.ste(config | 1 << 40, 0, *words)

@@ -115,6 +115,8 @@ def test_52_bits_of_address_and_their_registers() -> None:
     [
         ({}, 2),
         ({"range_invalidation": False}, 1),
+        ({"hyp": False}, 1),
+        ({"hyp": False, "stage_2": False}, 2),
         ({"break_before_make_level": 0}, 1),
         ({"stage_2_write_back": False}, 1),
         ({"stage_2_write_back": False, "stage_2": False}, 2),

@@ -21,6 +21,7 @@ from tests.smmu_rig import (
     Rig,
 )
 from viommu.smmu import Access, Features, TransactionAborted
+from viommu.smmu.tlb import VALID, Entry, Tag, Tlb, World
 
 VMID = 5
 S2AP = 3 << 6
@@ -84,3 +85,34 @@ def test_what_is_beside_the_block_stays(rig: Rig) -> None:
     rig.put(rig.leaf, 0)  # type: ignore[attr-defined]
     rig.submit((0x12 | VMID << 32 | ASID << 48, IOVA + (2 << 20)), (0x46, 0))
     assert reach(rig, 0) is not None
+
+
+PAGE_ENTRY = Entry(12, BASE | VALID)
+
+
+def test_what_is_known_of_pieces_takes_room() -> None:
+    """A guest can have as many wholes as it likes, each of which leaves no piece."""
+    old, busy = Tag(World.EL1, 1, 0), Tag(World.EL1, 2, 0)
+    tlb = Tlb(capacity=4096)
+    tlb.insert(old, 0, PAGE_ENTRY)
+    tlb.insert(busy, 1 << 40, PAGE_ENTRY)
+    for number in range(100):
+        tlb.insert(busy, number << 25, Entry(21, BASE | VALID), whole=25)
+        tlb.forget(busy, number << 25)
+    assert old not in tlb.tags(), "the oldest had to go"
+    tlb.invalidate_range(World.EL1, 2, 0, 0, 1 << 40, (21, 25))
+    assert tlb.tags() == [busy]
+    tlb.invalidate_all()
+    tlb.insert(old, 0, PAGE_ENTRY)
+    for _ in range(2000):
+        tlb.insert(busy, 0, Entry(21, BASE | VALID), whole=25)
+        tlb.invalidate_range(World.EL1, 2, 0, 0, 1 << 25, (21, 25))
+    assert tlb.tags() == [old], "what has gone takes none"
+
+
+def test_a_space_that_is_empty_is_none() -> None:
+    tlb = Tlb()
+    for vmid in range(10):
+        tlb.insert(Tag(World.EL1, vmid, 0), 0, Entry(21, BASE | VALID))
+        tlb.forget(Tag(World.EL1, vmid, 0), 0)
+    assert tlb.tags() == []

@@ -57,6 +57,8 @@ def legal(granule: int, sl0: int, t0sz: int, oas: int) -> bool:
         (16, 1): range(18, 35),
         (16, 2): range(12, 22),
     }
+    if sl0 == 2 and oas < {12: 44, 14: 42, 16: 44}[granule]:
+        return False  # DDI 0487, AArch64.S2InvalidSL
     allowed = ranges.get((granule, sl0), range(0))
     return t0sz in allowed and t0sz >= 64 - oas and (t0sz >= 16 or granule == 16)
 

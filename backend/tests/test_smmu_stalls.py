@@ -430,3 +430,20 @@ def test_mev_lets_records_of_one_page_be_one() -> None:
         rig.write(hw.CR0, 0xD)
         refused(rig, 0x3000)
         assert len(rig.events()) == 1
+
+
+def test_who_was_held_back_and_has_gone_is_not_kept() -> None:
+    """A function that is reset gives its transactions up, as often as a guest likes."""
+    rig, _ = rig_with_stage_1()
+    rig.write(hw.CR0, hw.SMMUEN | hw.CMDQEN)  # nothing can be recorded
+    for number in range(100):
+        with suppress(TransactionStalled):
+            rig.go(number << 12, 8)
+    with pytest.raises(TransactionStalled) as kept:
+        rig.go(0x7000, 8)
+    (held,) = rig.smmu.stalls.held
+    assert held.address == 0x7000
+    rig.submit((0x46, 0))
+    rig.write(hw.CR0, hw.SMMUEN | hw.CMDQEN | hw.EVENTQEN)
+    assert kept.value.stalled.resolution == "retry"
+    assert rig.smmu.stalls.held == ()

@@ -83,9 +83,10 @@ class Walks(RuleBasedStateMachine):
             widest = min(self.oas, 52 if granule == 16 else 48)
             bits = draw(st.integers(40, widest))
             least = max(0, 3 - -(-(bits - granule - 4) // (granule - 3)) + 1)
+            top = (0 if granule == 12 else 1) + (self.oas < 44)
             starts = [
                 level
-                for level in range(max(least - 1, 0 if granule == 12 else 1), 3)
+                for level in range(max(least - 1, top), 3)
                 if 1 <= bits - (granule + (granule - 3) * (3 - level)) <= granule - 3 + 4
             ]
             self.second = Table(self.rig, granule, bits, start=draw(st.sampled_from(starts)))

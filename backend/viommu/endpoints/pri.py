@@ -48,7 +48,7 @@ class PriService:
         self.capability = ExtendedCapability(
             PRI_CAPABILITY,
             struct.pack("<HHII", 0, STOPPED, CAPACITY, 0),
-            struct.pack("<HHII", PRI_ENABLE, 0, 0, 0xFFFF_FFFF),
+            struct.pack("<HHII", PRI_ENABLE | PRI_RESET, 0, 0, 0xFFFF_FFFF),
             struct.pack("<HH", 0, RESPONSE_FAILURE | UNEXPECTED_INDEX),
             written=self._written,
         )
@@ -71,6 +71,10 @@ class PriService:
         if enabled and not self._enabled:
             self._status &= ~RESPONSE_FAILURE
         self._enabled = enabled
+        if control & PRI_RESET:
+            if not enabled:
+                self._end_all()
+            self.capability.publish(0, struct.pack("<H", control & ~PRI_RESET))  # it reads as 0
         self._tell()
 
     def _tell(self) -> None:

@@ -1,14 +1,14 @@
 """Address translation operations: software asks what a transaction would meet (IHI 0070, chapter 9).
 
 The operation is complete when the write of RUN returns, so that RUN always reads 0. It records nothing and stalls
-nothing. The model has one memory type: ATTR is Normal, Write-Back and SH Inner Shareable. With HTTUI what HA and HD say
-is ignored, so that a clear access flag is a fault unless AFFD is set: a choice.
+nothing. The model has one memory type: ATTR is Normal, Write-Back and SH Inner Shareable. With HTTUI no descriptor is
+updated, the answer is as if it had been, and no ordinary transaction finds what was found.
 
 Who has the VATOS page asks for stage 1 of the streams of one VMID, that of VATOS_SEL; every other stream is C_BAD_STE
 (9.1.6).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from viommu.layouts.atos import (
@@ -24,6 +24,7 @@ from viommu.layouts.atos import (
 from viommu.layouts.records import EventRecord, EventType, FaultClass
 from viommu.layouts.registers import Register
 from viommu.layouts.tables import StreamTableEntry
+from viommu.memory import GuestMemory
 from viommu.smmu.configuration import Configuration
 from viommu.smmu.context import (
     StreamContext,
@@ -34,9 +35,11 @@ from viommu.smmu.context import (
 )
 from viommu.smmu.faults import Access, Fault, configuration_fault, translation_fault
 from viommu.smmu.features import Features
+from viommu.smmu.onlooker import Onlooker
 from viommu.smmu.tlb import OUTPUT, Entry, Tlb
 from viommu.smmu.translation import Translator
-from viommu.smmu.walk import needed_flags
+from viommu.smmu.walk import Walker, needed_flags
+from viommu.trace import Tracer
 
 _NORMAL_WRITE_BACK, _INNER_SHAREABLE = 0xFF, 3
 _SID_VALID = 1 << 52
@@ -75,14 +78,18 @@ class Atos:
     """The register groups that the profile has: GATOS, and VATOS with its VMID."""
 
     def __init__(
-        self, features: Features, configuration: Configuration, translator: Translator, tlb: Tlb
+        self,
+        memory: GuestMemory,
+        features: Features,
+        configuration: Configuration,
+        translator: Translator,
     ) -> None:
         self.enabled = False
         """CR0.SMMUEN."""
         self._features = features
         self._configuration = configuration
+        self._memory = memory
         self._translator = translator
-        self._tlb = tlb
         self._unit_bits = min(features.granules)
         substreams = (1 << features.substream_id_bits) - 1
         self._sid_mask = (1 << features.stream_id_bits) - 1 | substreams << 32
@@ -171,20 +178,25 @@ class Atos:
         if not present[kind]:
             raise _Refused(INV_STAGE)
         context = self._context(ste, access, addr)
-        if addr.httui and context is not None:
-            context = _passive(context)
-        try:
-            if kind == AtosType.STAGE_1:
-                return self._stage_1(context, access, addr.address)
-            assert context is not None
-            if kind == AtosType.STAGE_2 and addr.address >> features.output_address_bits:
-                raise translation_fault(EventType.F_ADDR_SIZE, access, addr.address)
-            return self._translator.page(context, access, addr.address)
-        finally:
-            if addr.httui and context is not None:
-                # What was found without HTTU must not serve those who have it.
-                for tag in context.tags:
-                    self._tlb.forget(tag, addr.address)
+        translator = self._onlooker() if addr.httui else self._translator
+        if kind == AtosType.STAGE_1:
+            return self._stage_1(translator, context, access, addr.address)
+        assert context is not None
+        if kind == AtosType.STAGE_2 and addr.address >> features.output_address_bits:
+            raise translation_fault(EventType.F_ADDR_SIZE, access, addr.address)
+        return translator.page(context, access, addr.address)
+
+    def _onlooker(self) -> Translator:
+        """One that updates no descriptor, with a TLB of its own."""
+        memory, tlb, nobody = Onlooker(self._memory), Tlb(), Tracer()
+        walker = Walker(
+            memory,
+            tlb,
+            nobody,
+            wide=self._features.output_address_bits == 52,
+            execute_never_2=self._features.stage_2_execute,
+        )
+        return Translator(memory, self._configuration, tlb, walker, self._features, nobody)
 
     def _context(
         self, ste: StreamTableEntry, access: Access, addr: AtosAddr
@@ -194,26 +206,22 @@ class Atos:
         # Of the access that the STE would make of it nothing is used: overrides do not count (9.1.3).
         return self._configuration.lookup(access, addr.address)[1]
 
-    def _stage_1(self, context: StreamContext | None, access: Access, address: int) -> Entry:
+    def _stage_1(
+        self,
+        translator: Translator,
+        context: StreamContext | None,
+        access: Access,
+        address: int,
+    ) -> Entry:
         if context is None or context.stage_1 is None:  # S1DSS skips it
             if address >> self._features.output_address_bits:
                 raise translation_fault(EventType.F_ADDR_SIZE, access, address)
             return Entry(self._unit_bits, address & -(1 << self._unit_bits))
-        found = self._translator.first_stage(context, access, address)
+        found = translator.first_stage(context, access, address)
         need = needed_flags(access)
         if found.slot & need != need:
             raise translation_fault(EventType.F_PERMISSION, access, address)
         return found
-
-
-def _passive(context: StreamContext) -> StreamContext:
-    """The same without hardware updates."""
-    stage_1, stage_2 = context.stage_1, context.stage_2
-    if stage_1 is not None:
-        stage_1 = replace(stage_1, updates_access_flag=False, updates_dirty=False)
-    if stage_2 is not None:
-        stage_2 = replace(stage_2, updates_access_flag=False, updates_dirty=False)
-    return replace(context, stage_1=stage_1, stage_2=stage_2)
 
 
 def _fault(record: EventRecord, kind: int) -> AtosFault:

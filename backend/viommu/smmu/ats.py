@@ -10,7 +10,7 @@ from array import array
 from enum import Enum
 from typing import NamedTuple
 
-from viommu.layouts.records import BadTranslationRequestRecord, EventRecord, EventType
+from viommu.layouts.records import BadTranslationRequestRecord, EventRecord, EventType, FaultClass
 from viommu.layouts.tables import Eats, SteConfig, StreamTableEntry
 from viommu.smmu.barrier import InFlight
 from viommu.smmu.configuration import Configuration
@@ -193,7 +193,9 @@ class Ats:
         if found is None:
             return self._nothing(access)
         if eats == Eats.SPLIT_STAGE:
-            found = self._first_stage(access._replace(write=read is None), iova, found)
+            found = self._first_stage(
+                access._replace(instruction=False, write=read is None), iova, found
+            )
         shift, slot = found
         return TranslationCompletion(
             AtsStatus.SUCCESS,
@@ -224,9 +226,13 @@ class Ats:
         try:
             return self._translator.page(context, access, iova)
         except Fault as fault:
-            if fault.record is not None and fault.record.event == EventType.F_PERMISSION:
-                return None
-            raise
+            # Of what the tables lie in, it is a refusal of everything (3.9.1.2).
+            record = fault.record
+            if record is None or record.event != EventType.F_PERMISSION:
+                raise
+            if record.fault_class != FaultClass.IN:
+                raise
+            return None
 
     def _first_stage(self, access: Access, iova: int, found: Entry) -> Entry:
         """The IPA instead of the physical address, for split-stage ATS (13.6.3, 13.6.5)."""

@@ -121,7 +121,7 @@ class CommandQueue:
     def _done(self, command: Command) -> None:
         if self._tracer:
             self._tracer.emit(
-                CommandConsumed(command.opcode.name, self._index, str(command), command.value)
+                CommandConsumed(_name(command), self._index, str(command), command.value)
             )
         self.ring.cons = self.ring.after(self.ring.cons)
 

@@ -191,7 +191,7 @@ def decode_stage_2(ste: StreamTableEntry, features: Features) -> Stage2 | None:
         return None
     input_bits = 64 - ste.s2_t0sz
     least = 12 if granule == 16 and features.output_address_bits == 52 else 16
-    start_level = _start_level(granule, ste.s2_sl0)
+    start_level = _start_level(granule, ste.s2_sl0, features.output_address_bits)
     # The input is an IPA: it has no more bits than the OAS (3.4.1).
     if not least <= ste.s2_t0sz <= 39 or start_level is None:
         return None
@@ -230,10 +230,14 @@ def _alignment(entries: int, output_bits: int) -> int:
     return max(entries * 8, 64 if output_bits == 52 else 16)
 
 
-def _start_level(granule: int, sl0: int) -> int | None:
-    """S2SL0 (5.2): 4 KiB tables count from level 2 up, the others from level 3 up."""
-    level = (2 if granule == 12 else 3) - sl0
-    return None if sl0 == 3 or level < 0 else level
+def _start_level(granule: int, sl0: int, output_address_bits: int) -> int | None:
+    """S2SL0 (5.2): 4 KiB tables count from level 2 up, the others from level 3 up.
+
+    The highest is for as many address bits as need it (DDI 0487, AArch64.S2InvalidSL).
+    """
+    if sl0 == 3 or (sl0 == 2 and output_address_bits < {12: 44, 14: 42, 16: 44}[granule]):
+        return None
+    return (2 if granule == 12 else 3) - sl0
 
 
 def decode_stage_1(

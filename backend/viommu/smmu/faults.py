@@ -32,7 +32,7 @@ class Access(NamedTuple):
 class Stalled:
     """One stalled transaction. `resolution` is None until software answers; `stag` is None while there is no record."""
 
-    __slots__ = ("access", "address", "record", "resolution", "stag")
+    __slots__ = ("__weakref__", "access", "address", "record", "resolution", "stag")
 
     def __init__(self, access: Access, address: int, stag: int | None, record: EventRecord) -> None:
         self.access, self.address, self.stag, self.record = access, address, stag, record

@@ -106,6 +106,8 @@ class Features:
             return 0
         if self.stage_2 > self.stage_2_write_back or not self.break_before_make_level:
             return 1
+        if self.stage_1 and self.stage_2 and not self.hyp:
+            return 1
         return 2 if self.range_invalidation else 1
 
     def idr0(self) -> Idr0:

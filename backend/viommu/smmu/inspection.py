@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from viommu.layouts.tables import ContextDescriptor, Eats, SteConfig, StreamTableEntry
-from viommu.memory import BusError, GuestMemory
+from viommu.memory import BusError
 from viommu.smmu.configuration import NO_STAGE_1, Configuration
 from viommu.smmu.context import (
     StreamContext,
@@ -20,6 +20,7 @@ from viommu.smmu.context import (
 )
 from viommu.smmu.faults import Access, Fault
 from viommu.smmu.model import Smmu
+from viommu.smmu.onlooker import Loaded, Onlooker
 from viommu.smmu.points import StructureRead
 from viommu.smmu.tlb import (
     CLEAN,
@@ -45,51 +46,6 @@ _USER = USER_READ | USER_WRITE | USER_EXECUTE
 _READ, _WRITE = PRIV_READ | USER_READ, PRIV_WRITE | USER_WRITE
 _SIGN = 0xFF << 56
 _ROWS = 4096  # of the TLB that are remembered as good
-
-
-class Loaded(NamedTuple):
-    """What was read at a physical address: 8 bytes of a descriptor, or a whole structure."""
-
-    address: int
-    content: int | bytes
-
-
-class _Onlooker(GuestMemory):
-    """Guest memory of which every load is on record, and to which nothing is stored."""
-
-    def __init__(self, memory: GuestMemory) -> None:
-        super().__init__()
-        self._memory = memory
-        self.loads: list[Loaded] = []
-
-    def view(self, address: int, size: int) -> memoryview:
-        return self._memory.view(address, size)
-
-    def read(self, address: int, size: int) -> bytes:
-        content = self._memory.read(address, size)
-        self.loads.append(Loaded(address, content))
-        return content
-
-    def load_u64(self, address: int) -> int:
-        content = self._memory.load_u64(address)
-        self.loads.append(Loaded(address, content))
-        return content
-
-    def compare_exchange_u64(self, address: int, expected: int, value: int) -> bool:  # noqa: ARG002
-        return True  # the walk goes on as if it had updated the descriptor
-
-    def still_says(self, loads: list[Loaded]) -> bool:
-        """Whether memory has not changed since."""
-        memory = self._memory
-        try:
-            return all(
-                memory.load_u64(address) == content
-                if isinstance(content, int)
-                else memory.read(address, len(content)) == content
-                for address, content in loads
-            )
-        except BusError:
-            return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +110,7 @@ class _Row(NamedTuple):
     slots: bytes
     loads: list[Loaded]
 
-    def covers(self, context: StreamContext, row: "array[int]", memory: _Onlooker) -> bool:
+    def covers(self, context: StreamContext, row: "array[int]", memory: Onlooker) -> bool:
         """Whether nothing of it has changed."""
         same = context is self.context and row.tobytes() == self.slots
         return same and memory.still_says(self.loads)
@@ -166,7 +122,7 @@ class Inspection:
     def __init__(self, smmu: Smmu) -> None:
         self._smmu = smmu
         self._features = features = replace(smmu.features, caching="normal")
-        self._memory = memory = _Onlooker(smmu.memory)
+        self._memory = memory = Onlooker(smmu.memory)
         self._tlb = Tlb()
         self._tracer = nobody = Tracer()  # reads along, or meddles, but for `walk`
         walker = Walker(

@@ -126,7 +126,7 @@ class Smmu:
             features, self.configuration, translator, self.events, self.in_flight, tracer
         )
         self.ats_port = AtsPort(tracer)
-        self.atos = Atos(features, self.configuration, translator, self.tlb)
+        self.atos = Atos(memory, features, self.configuration, translator)
         self.page_requests = PageRequestQueue(
             memory,
             features,

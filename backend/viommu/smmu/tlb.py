@@ -84,7 +84,7 @@ class _Space:
 
     def weight(self) -> int:
         rows = sum(len(row) for row in self.rows.values())
-        return rows + len(self.blocks) * _BLOCK_WEIGHT
+        return rows + (len(self.blocks) + len(self.broken)) * _BLOCK_WEIGHT
 
 
 class Tlb:
@@ -175,7 +175,10 @@ class Tlb:
         address &= KEY_MASK
         row = self._insert(tag, address, entry)
         if whole > entry.shift:
-            self._spaces[tag].broken.add((whole, address >> whole))
+            broken, key = self._spaces[tag].broken, (whole, address >> whole)
+            if key not in broken:
+                broken.add(key)
+                self._used += _BLOCK_WEIGHT  # who comes next makes room
         return row
 
     def _insert(self, tag: Tag, address: int, entry: Entry) -> "array[int] | None":
@@ -208,6 +211,7 @@ class Tlb:
         space = self._spaces.get(tag)
         if space is not None:
             self._forget(space, address & KEY_MASK)
+            self._tidy(tag, space)
 
     def _forget(self, space: _Space, address: int) -> None:
         for shift in space.page_shifts:
@@ -295,7 +299,9 @@ class Tlb:
     def _clear_whole(self, space: _Space, key: tuple[int, int]) -> None:
         """Drop all fragments of what stage 1 maps as a whole."""
         shift, place = key
-        space.broken.discard(key)
+        if key in space.broken:
+            space.broken.remove(key)
+            self._used -= _BLOCK_WEIGHT
         self._clear(space, place << shift, (place + 1 << shift) - 1, _ALL_SHIFTS)
 
     def _clear(self, space: _Space, first: int, last: int, shifts: Collection[int]) -> None:
@@ -311,7 +317,7 @@ class Tlb:
 
     def _tidy(self, tag: Tag, space: _Space) -> None:
         if not space.blocks and not space.rows:
-            del self._spaces[tag]
+            self._drop(tag)
 
     def _of(self, world: World, vmid: int, asid: int | None) -> Iterator[tuple[Tag, _Space]]:
         for tag, space in self._spaces.items():
