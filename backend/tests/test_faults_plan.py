@@ -79,15 +79,15 @@ def test_a_plan_knows_the_line_of_each_rule(tmp_path: Path) -> None:
         ),
         (
             'at = "mmio-access"\nwhen = { size = [8, 4] }\ndo = "skip"',
-            "size: [8, 4] is no row of names, nor a range",
+            "line 2: when.size: [8, 4] is no row of names, nor a range",
         ),
         (
             'at = "mmio-access"\nwhen = { register = [0, 0x20] }\ndo = "skip"',
-            "register: it is never [0, 32]",
+            "line 2: when.register: it is never [0, 32]",
         ),
         (
             'at = "mmio-access"\nwhen = { size = "4" }\ndo = "skip"',
-            "size: it is never '4'",
+            "line 2: when.size: it is never '4'",
         ),
         ('at = "tlb-lookup"\ndo = "skip"\nwhy = 1', "line 2: why: "),
     ],

@@ -65,7 +65,8 @@ class Rule(BaseModel):
             raise ValueError(
                 f"when.{min(unknown)}: {self.at} has no such thing, allowed: {', '.join(known)}"
             )
-        check_wanted(self.when.fields, {field.name: field.type for field in fields(point)})
+        types = {f"when.{field.name}": field.type for field in fields(point)}
+        check_wanted({f"when.{name}": want for name, want in self.when.fields.items()}, types)
         if not makes_sense(type(self.do), point):
             possible = ", ".join(action_name(each) for each in ACTIONS if makes_sense(each, point))
             raise ValueError(f"do: {self.at} cannot {self.do.action!r}, allowed: {possible}")
