@@ -136,6 +136,13 @@ def test_a_directory_that_cannot_be_written(viommu: Run) -> None:
     )
 
 
+def test_a_control_socket_that_cannot_be(viommu: Run) -> None:
+    mistake(
+        viommu("serve", "--control", "/proc/self/c.sock"),
+        r"the control socket /proc/self/c\.sock cannot be made: \w",
+    )
+
+
 def test_a_path_that_is_too_long(viommu: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = home / ("x" * 100)
     long.mkdir()

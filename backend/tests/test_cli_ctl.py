@@ -221,3 +221,12 @@ def test_the_shell_completes_what_the_server_has(server: None) -> None:
 
 def test_the_shell_completes_nothing_without_a_server(home: Path) -> None:
     assert completed("viommu ctl dma.") == []
+
+
+def test_a_terminal_that_is_not_of_unicode(server: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It shows a question mark for what it does not have."""
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    with start("ctl", "function.list") as process:
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert re.search(r"engine0 .* \?", out), out

@@ -114,6 +114,8 @@ def test_values_and_defaults(tmp_path: Path) -> None:
         ),
         ("slot = 2", "slot = 1", "devices[1].slot: 1 is taken by 'smmu'"),
         ('"engine0"', '"smmu"', "devices[1].name: 'smmu' is taken by another device"),
+        ('"engine0"', '"control"', "devices[1].name: 'control' is that of the control socket"),
+        ('"test-engine"', '"smmuv3"', "devices[1].model: the SMMU is 'smmu', and there is one"),
         (
             "slot = 2",
             "slot = 5",
@@ -219,6 +221,16 @@ def test_lines_for_the_smmu(tmp_path: Path) -> None:
     assert load_machine(path, "msi = false").smmu.msi is False
     with pytest.raises(ConfigError, match=r"one\.toml: smmu\.mis: unknown key"):
         load_machine(path, "mis = false")
+
+
+def test_lines_win_over_the_smmu_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "[smmu]\nmsi = false\nstream_id_bits = 9\n")
+    smmu = load_machine(path, "stream_id_bits = 10").smmu
+    assert (smmu.msi, smmu.stream_id_bits) == (False, 10)
+    with pytest.raises(ConfigError, match=r"^the lines for \[smmu\]: not TOML: .*line 1"):
+        load_machine(path, "msi = perhaps")
+    with pytest.raises(ConfigError, match=r"one\.toml: smmu: 3 is wrong"):
+        load_machine(write(tmp_path, "smmu = 3\n" + GOOD), "msi = false")
 
 
 def test_an_image_of_another_format(tmp_path: Path) -> None:

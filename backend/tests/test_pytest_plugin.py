@@ -53,6 +53,7 @@ def test_an_option_is_a_flag_a_variable_and_a_key(
     ("arguments", "sentence"),
     [
         (["--viommu-seed=much"], "--viommu-seed: 'much' is no number"),
+        (["--viommu-guests=0"], "--viommu-guests: 0 is too few, a test needs 1"),
         (["-o", "viommu_raw=perhaps"], "viommu_raw: 'perhaps' is neither true nor false"),
     ],
 )

@@ -68,6 +68,7 @@ def test_a_violation_is_in_every_form_and_in_the_exit_code(tmp_path: Path) -> No
     [
         (("report", "broken.jsonl"), "line 1 is no event of a trace"),
         (("report", "trace.jsonl", "-o", "nowhere/x.html"), "there is no directory nowhere"),
+        (("report", "broken.jsonl", "-o", "."), ". cannot be written: it is a directory"),
         (("run", "aarch64-virt", "absent.py"), "there is no script absent.py"),
         (("run", "--faults", "plan.toml", "aarch64-virt", "true"), "plan.toml, line 1"),
         (("run", "no-such-machine", "true"), "no-such-machine"),

@@ -5,9 +5,11 @@ import logging
 import os
 import shlex
 import signal
+import sys
 from contextlib import ExitStack
 from enum import StrEnum
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +63,9 @@ _err = Console(stderr=True)
 def about(
     version_asked: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
 ) -> None:
+    for stream in (sys.stdout, sys.stderr):  # not every terminal has all that tables are made of
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if version_asked:
         typer.echo(f"viommu {version('viommu')}")
         raise typer.Exit

@@ -23,8 +23,12 @@ class Wanted:
     def check(self) -> None:
         """Raises `LabError` for a file that cannot be written, before there is anything to write."""
         for path in (self.page, self.perfetto, self.json, self.junit):
-            if path is not None and not path.parent.is_dir():
+            if path is None:
+                continue
+            if not path.parent.is_dir():
                 raise LabError(f"{path} cannot be written: there is no directory {path.parent}")
+            if path.is_dir():
+                raise LabError(f"{path} cannot be written: it is a directory")
 
 
 def write(run: Run, trace: Path, wanted: Wanted) -> Run:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictInt, StrictStr, ValidationError
 
+from vfio_user import SocketError
 from vfio_user.socket_path import claim
 from viommu.control.methods import Methods
 from viommu.control.protocol import LINE_LIMIT, CallFailed, ErrorCode
@@ -79,9 +80,10 @@ class ControlSocket:
         mask = os.umask(0o177)  # never open to others, not for a moment
         try:
             self._listener.bind(address)
-        except BaseException:
+        except OSError as error:
             self._listener.close()
-            raise
+            reason = f"the control socket {path} cannot be made: {error.strerror}"
+            raise SocketError(reason) from error
         finally:
             os.umask(mask)
         self._listener.listen()

@@ -62,6 +62,13 @@ class Device(_Strict):
     options: dict[str, Any] = {}
     """What a class of the user's own is made with."""
 
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if name == "control":
+            raise ValueError("'control' is that of the control socket")
+        return name
+
     @field_validator("disk")
     @classmethod
     def _beside(cls, disk: Path | None, info: ValidationInfo) -> Path | None:
@@ -173,6 +180,8 @@ class Machine(_Strict):
                     raise ValueError(f"{where}.name: {device.name!r} is taken by another device")
                 if other.slot == device.slot:
                     raise ValueError(f"{where}.slot: {device.slot} is taken by {other.name!r}")
+                if device.model == other.model == "smmuv3":
+                    raise ValueError(f"{where}.model: the SMMU is {other.name!r}, and there is one")
                 self._check_interrupts(where, device, other)
         behind = sorted((each for each in self.devices if each.bus), key=lambda each: each.slot)
         for bus, device in enumerate(behind, start=1):
@@ -213,8 +222,8 @@ def scripts_directory() -> Path:
 def load_machine(machine: str | Path, smmu: str = "") -> Machine:
     """Read a machine: the name of one that comes with the project, or a TOML file's path.
 
-    `smmu` are lines for its `[smmu]` table. Raises `ConfigError` with one sentence that says the file, the key and what
-    is allowed.
+    `smmu` are lines for its `[smmu]` table, and win over those that it has. Raises `ConfigError` with one sentence that
+    says the file, the key and what is allowed.
     """
     path = Path(machine)
     if path.suffix != ".toml":
@@ -223,16 +232,23 @@ def load_machine(machine: str | Path, smmu: str = "") -> Machine:
             known = ", ".join(sorted(each.stem for each in machine_directory().glob("*.toml")))
             raise ConfigError(f"no machine {str(machine)!r}; known: {known}, or a .toml file")
     try:
-        text = path.read_text(encoding="utf-8")
-        if smmu:
-            text += f"\n[smmu]\n{smmu}\n"
-        return Machine.model_validate(tomllib.loads(text), context={"home": path.parent})
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        if isinstance(table := document.setdefault("smmu", {}), dict):
+            table |= _lines(smmu)
+        return Machine.model_validate(document, context={"home": path.parent})
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"{path}: {_sentence(error)}") from error
+
+
+def _lines(smmu: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(smmu)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the lines for [smmu]: not TOML: {error}") from error
 
 
 def _sentence(error: ValidationError) -> str:

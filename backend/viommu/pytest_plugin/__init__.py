@@ -5,6 +5,7 @@ only when a test wants a guest.
 """
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,13 +43,20 @@ def pytest_configure(config: pytest.Config) -> None:
         chosen(config, GuestOptions),
         chosen(config, RunOptions),
     )
+    if (folder := config.stash[_RUN].artifacts) is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(
+                f"--viommu-artifacts: {folder} cannot be made: {error.strerror}"
+            ) from None
 
 
 # The fixtures
 
 
 @pytest.fixture
-def viommu_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
+def viommu_lab(request: pytest.FixtureRequest) -> "Lab":
     """Makes guests for the test, and says what of their doings is foreseen."""
     from viommu.pytest_plugin.lab import Lab
 
@@ -66,8 +74,7 @@ def viommu_lab(request: pytest.FixtureRequest) -> "Iterator[Lab]":
     if dirty:
         lab.soil()
     item.stash[_LAB] = lab
-    yield lab
-    lab.leave()
+    return lab
 
 
 @pytest.fixture
@@ -116,10 +123,12 @@ def viommu_ledger(viommu_rig: "Rig") -> "Iterator[Account]":
 @pytest.fixture
 def viommu_faults(viommu_lab: "Lab", viommu_control: "ControlClient") -> "Iterator[Faults]":
     """Plans of what goes wrong on purpose in `viommu_rig`, until the test ends."""
+    from viommu.control import ControlLost
     from viommu.pytest_plugin.views import Faults
 
     yield Faults(viommu_control, viommu_lab.soil)
-    viommu_control.call("faults.clear")
+    with suppress(ControlLost):  # the plan may have ended the server, and the pool the guest
+        viommu_control.call("faults.clear")
 
 
 def _pool(config: pytest.Config) -> "Pool":
@@ -160,10 +169,17 @@ def pytest_runtest_makereport(
     report = yield
     lab = item.stash.get(_LAB, None)
     if report.failed and lab is not None:
-        report.sections += [(title, text) for title, text in lab.sections() if text]
+        # What is told here is not told of the guest's next test.
+        told = [("viommu", "\n".join(lab.unforeseen()))] if report.when == "setup" else []
+        report.sections += [(title, text) for title, text in (*told, *lab.sections()) if text]
         if (folder := item.config.stash[_RUN].artifacts) is not None:
             from viommu.pytest_plugin.artifacts import keep
 
-            kept = keep(folder, item.nodeid, lab)
-            report.sections.append(("viommu: artifacts", str(kept)))
+            try:
+                kept = str(keep(folder, item.nodeid, lab))
+            except OSError as error:  # a full disk ends no session
+                kept = f"not kept: {error}"
+            report.sections.append(("viommu: artifacts", kept))
+    if report.when == "teardown" and lab is not None:
+        lab.leave()
     return report

@@ -8,7 +8,7 @@ from viommu.pytest_plugin.lab import Lab
 
 
 def keep(folder: Path, test: str, lab: Lab) -> Path:
-    """Write what `lab` has to `folder`/<test>; returns that."""
+    """Write what `lab` has to `folder`/<test>; returns that. Raises `OSError`."""
     place = folder / _file_name(test)
     place.mkdir(parents=True, exist_ok=True)
     for title, text in lab.sections():

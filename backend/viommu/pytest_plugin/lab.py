@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Lab:
         """
         self._ask()  # one of ours may be ended for it
         booted = self._get(options)
+        self._alarms += [f"since the last test: {alarm}" for alarm in booted.untold]
+        booted.untold = ()
         if not any(each.booted is booted for each in self._watched):
             start = len(booted.rig.serving.output())
             guest = booted.rig.guest
@@ -120,8 +123,7 @@ class Lab:
 
     def sections(self) -> Iterator[tuple[str, str]]:
         """The evidence: titles and texts."""
-        for each in self._watched:
-            name = f"{each.guest.machine.arch} guest"
+        for name, each in self._named():
             yield f"{name}: console", each.guest.console_log()[each.console_start :]
             if each.booted is None or each.booted.closed:
                 continue
@@ -134,11 +136,19 @@ class Lab:
 
     def traces(self) -> Iterator[tuple[str, Path]]:
         """The files that hold every event of the SMMUs, from the boot on."""
-        for each in self._watched:
+        for name, each in self._named():
             if each.booted is None or each.booted.closed:
                 continue
             if (path := each.booted.rig.serving.trace_path) is not None:
-                yield f"{each.guest.machine.arch} guest: trace", path
+                yield f"{name}: trace", path
+
+    def _named(self) -> Iterator[tuple[str, Watched]]:
+        """The guests, each with a name of its own."""
+        seen = Counter[str]()
+        for each in self._watched:
+            arch = each.guest.machine.arch
+            seen[arch] += 1
+            yield f"{arch} guest" if seen[arch] == 1 else f"{arch} guest {seen[arch]}", each
 
     def _ask(self) -> None:
         for each in self._watched:

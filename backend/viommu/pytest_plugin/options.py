@@ -114,9 +114,12 @@ def _value(place: str, name: str, kind: Any, given: object, base: Path) -> Any:
         return text.lower() in _TRUE
     if kind is int:
         try:
-            return int(text, 0)
+            number = int(text, 0)
         except ValueError:
             raise pytest.UsageError(f"{place}: {text!r} is no number") from None
+        if name == "guests" and number < 1:
+            raise pytest.UsageError(f"{place}: {number} is too few, a test needs 1")
+        return number
     if kind == Path | None:
         return None if given is None else base / text
     if name == "machine" and text.endswith(".toml"):

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from viommu.lab.assets import Assets, Qemu
@@ -27,6 +27,8 @@ class Booted:
         self.newsroom = Newsroom(rig)
         self.dirty = False
         self.closed = False
+        self.untold: Sequence[str] = ()
+        """What the guest in whose place this one is did after its last test."""
         self._holdings = rig.serving.trace("ServerHolds")
 
     @property
@@ -66,13 +68,17 @@ class Pool:
     def get(self, options: GuestOptions) -> Booted:
         """A guest as `options` want it. What is raised when it does not boot is a `LabError`."""
         booted = self._booted.pop(options, None)
+        untold: Sequence[str] = ()
         if booted is not None and not booted.usable:
+            if booted.rig.lost and not booted.dirty:
+                untold = booted.newsroom.ask().alarms
             booted.close()
             booted = None
         if booted is None:
             while len(self._booted) >= self._limit:
                 self._booted.pop(next(iter(self._booted))).close()
             booted = _boot(options, self._assets(options.image))
+            booted.untold = untold
         self._booted[options] = booted
         return booted
 
