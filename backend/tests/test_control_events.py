@@ -38,6 +38,13 @@ class DmaMissed(Event):
     iova: int
 
 
+@dataclass(frozen=True, slots=True)
+class PacketSeen(Event):
+    """Bytes, which JSON does not know."""
+
+    data: bytes
+
+
 class Source(Service):
     """A control socket with events."""
 
@@ -98,6 +105,13 @@ def test_an_event_is_a_notification(source: Source) -> None:
             "text": "",
         },
     }
+
+
+def test_what_is_no_plain_value_is_told_as_python_shows_it(source: Source) -> None:
+    client = source.subscribed()
+    source.tracer.emit(PacketSeen(b"ab"))
+    (told,) = source.told(client)
+    assert told["params"]["data"] == "b'ab'"
 
 
 def test_only_what_was_asked_for(source: Source) -> None:

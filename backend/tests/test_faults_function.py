@@ -16,6 +16,7 @@ from tests.faults_rig import shows
 from tests.server_rig import BASE, ERROR, HALTED, RAND48, Function, Machine
 from viommu.control import CallFailed, ControlLost
 from viommu.endpoints.pattern import rand48
+from viommu.faults.injector import FaultInjected
 from viommu.faults.plan import Plan, PlanError
 from viommu.lab.serving import Serving
 from viommu.layouts.test_engine import EngineCommand, UserFrame
@@ -152,6 +153,14 @@ def test_what_a_write_leaves(machine: Machine, do: Any, expected: bytes) -> None
     assert (engine.fill(), engine.memory) == (HALTED, expected)
 
 
+def test_an_injection_shows_the_beginning_of_the_data(machine: Machine) -> None:
+    engine = Engine(machine, "dma-writing", "skip")
+    engine.fill()
+    (injected,) = [event for event in machine.events if isinstance(event, FaultInjected)]
+    assert injected.where.startswith("DmaWriting(stream_id=16, substream_id=None, ")
+    assert injected.where.endswith(f", write=True, value={SIZE} bytes {GOOD[:16]!r})")
+
+
 @shows("dma-writing", "defer")
 def test_a_write_that_lands_when_it_is_over(machine: Machine) -> None:
     engine = Engine(machine, "dma-writing", "defer")
@@ -276,6 +285,33 @@ def test_interrupts_of_a_function(machine: Machine, do: Any, count: int) -> None
     os.close(listener)
 
 
+def test_an_interrupt_that_is_due_when_the_function_was_pulled_out(machine: Machine) -> None:
+    engine = Engine(machine, "function-interrupts", "defer")
+    engine.client.fill(SIZE, seed=3, msiaddress=1)
+    assert engine.go(RAND48) == HALTED
+    call(machine, "stack.surprise_remove", device="engine0")
+    call(machine, "faults.clear")
+    engine.turn()
+    assert list(machine.server.sockets) == ["smmu", "engine1"]
+
+
+@pytest.mark.parametrize("at", ["dma-writing", "function-interrupts"])
+def test_what_is_deferred_is_lost_with_its_guest(machine: Machine, at: str) -> None:
+    engine = Engine(machine, at, "defer")
+    engine.client.fill(SIZE, seed=3, msiaddress=1)
+    assert engine.go(RAND48) == HALTED
+    engine.client.close()
+    machine.run()
+    machine.ram[:SIZE] = NOTHING
+    listener = os.eventfd(0, os.EFD_NONBLOCK)
+    machine.connect("engine0", bus_master=True).set_eventfds(0, [listener])
+    call(machine, "faults.clear")
+    assert engine.memory == NOTHING
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(listener)
+    os.close(listener)
+
+
 # Out of the blue
 
 
@@ -308,6 +344,19 @@ def test_an_effect_happens_in_the_middle_of_what_the_guest_does(machine: Machine
     smmu.put(hw.GBPA, 1 << 31 | 1 << 20)  # aborts from here on, and is seen before it does
     assert machine.ram[0] == 0xDB
     assert call(machine, "function.dma", function="engine0", iova=BASE + 8)["moved"] == 0
+
+
+def test_what_an_effect_does_later_causes_no_effects(machine: Machine) -> None:
+    effect = {
+        "on": {"event": "DeviceAttached"},
+        "call": "stack.attach",
+        "arguments": {"filter": "tracing", "target": "engine0"},
+    }
+    machine.server.faults.load(Plan.of(effects=[effect]))
+    call(machine, "stack.attach", filter="tracing", target="engine1")
+    for _ in range(5):
+        machine.server.turn()
+    assert machine.kinds().count("DeviceAttached") == 2
 
 
 def test_errors_records_and_service_failure(machine: Machine) -> None:
@@ -343,6 +392,25 @@ def test_a_function_is_reset_without_the_guest(machine: Machine) -> None:
     machine.server.faults.clear()
     engine.turn(5)
     assert engine.memory == NOTHING
+
+
+@pytest.mark.parametrize("event", ["Translated", "DmaMoved"])
+def test_a_function_is_reset_in_the_middle_of_its_step(machine: Machine, event: str) -> None:
+    engine = Engine(machine)
+    effect = {
+        "on": {"event": event},
+        "when": {"nth": 2},
+        "call": "function.reset",
+        "arguments": {"function": "engine0"},
+    }
+    machine.server.faults.load(Plan.of(effects=[effect]))
+    engine.client.fill(1 << 20)
+    assert engine.go(RAND48) == HALTED
+    assert machine.server.io.devices["engine0"].transactions == 0
+    assert "FunctionFailed" not in machine.kinds()
+    assert machine.kinds().count("DmaMoved") <= 2
+    assert engine.fill() == HALTED
+    assert engine.memory == GOOD
 
 
 def test_page_requests_that_nobody_needs(machine: Machine) -> None:

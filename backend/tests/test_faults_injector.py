@@ -87,6 +87,27 @@ def test_a_held_sync_completes_late_and_in_time() -> None:
     assert lab.injector.patience is None
 
 
+def test_a_hold_ends_in_time_when_another_guest_comes() -> None:
+    lab = Lab()
+    lab.injector.close()
+    lab.now, seconds = 4.0, [1000.0]
+    plan = Plan.of({"at": "sync-completing", "do": {"action": "hold", "ms": 125}})
+    injector = Injector(plan, lab.rig.smmu.tracer, lambda: lab.now, timer=lambda: seconds[0])
+    waited = []
+
+    def step() -> None:
+        waited.append(injector.patience)
+        lab.now = 0.0
+        seconds[0] += 1 / 64
+        injector.turn()
+        lab.rig.smmu.step()
+
+    lab.rig.while_polling = step
+    lab.domain.flush()
+    assert len(waited) == 8
+    assert waited[:2] == [0.125, 0.109375]
+
+
 def test_a_skipped_invalidation_leaves_the_entry() -> None:
     lab = Lab({"at": "command-fetched", "when": {"opcode": "CMD_TLBI_NH_VA"}, "do": "skip"})
     assert lab.goes_through(0)
@@ -140,3 +161,26 @@ def test_effects_call_methods_on_events_and_at_times() -> None:
         "done",
         "done",
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("CommandConsumed", ["a", "b"]), ("EffectCalled", ["a"])]
+)
+def test_an_effect_causes_no_effects(kind: str, expected: list[str]) -> None:
+    lab = Lab()
+    lab.injector.close()
+    called: list[str] = []
+    asid = CommandConsumed("CMD_TLBI_NH_ASID", 0, "", 0x11)
+
+    def call(method: str, _: Mapping[str, object]) -> None:
+        called.append(method)
+        assert len(called) < 5, "it goes round in circles"
+        lab.rig.smmu.tracer.emit(asid)
+
+    first = {"on": {"event": "CommandConsumed"}, "call": "a"}
+    plan = Plan.of(effects=[first, {"on": {"event": kind}, "call": "b"}])
+    Injector(plan, lab.rig.smmu.tracer, lambda: lab.now, call)
+    lab.rig.smmu.tracer.emit(asid)
+    assert called == expected
+    lab.rig.smmu.tracer.emit(asid)
+    assert called == 2 * expected

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from viommu.faults.matching import EventPattern
 from viommu.faults.plan import Plan, PlanError
+from viommu.function import ClientAttached
 
 GOOD = """
 seed = 7
@@ -64,6 +66,29 @@ def test_a_plan_knows_the_line_of_each_rule(tmp_path: Path) -> None:
             "do.code: 'UR' is unknown, allowed: none here",
         ),
         ('at = "tlb-lookup"', "line 2: do: Field required"),
+        ('at = "tlb-lookup"\nwhen = { after = inf }\ndo = "skip"', "line 2: when.after"),
+        ('at = "tlb-lookup"\nwhen = { after = nan }\ndo = "skip"', "line 2: when.after"),
+        ('at = "tlb-lookup"\nwhen = { before = 1e306 }\ndo = "skip"', "line 2: when.before"),
+        (
+            'at = "tlb-lookup"\nwhen = { after = 2.0, before = 1.0 }\ndo = "skip"',
+            "line 2: when: before: 1.0 is not after 2.0",
+        ),
+        (
+            'at = "tlb-lookup"\nwhen = { nth = [5, 2] }\ndo = "skip"',
+            "line 2: when: nth: [5, 2] is no range",
+        ),
+        (
+            'at = "mmio-access"\nwhen = { size = [8, 4] }\ndo = "skip"',
+            "line 2: when.size: [8, 4] is no row of names, nor a range",
+        ),
+        (
+            'at = "mmio-access"\nwhen = { register = [0, 0x20] }\ndo = "skip"',
+            "line 2: when.register: it is never [0, 32]",
+        ),
+        (
+            'at = "mmio-access"\nwhen = { size = "4" }\ndo = "skip"',
+            "line 2: when.size: it is never '4'",
+        ),
         ('at = "tlb-lookup"\ndo = "skip"\nwhy = 1', "line 2: why: "),
     ],
 )
@@ -82,3 +107,26 @@ def test_what_is_no_toml_or_no_file(tmp_path: Path) -> None:
         Plan.load(tmp_path / "none.toml")
     with pytest.raises(PlanError, match="faults: "):
         Plan.parse("faults = []", "plan.toml")
+
+
+@pytest.mark.parametrize(
+    "when", ["probability = 0.5", "before = 1.0", "nth = 2", 'since = { event = "EngineEnded" }']
+)
+def test_an_effect_at_a_time_has_no_other_terms(when: str) -> None:
+    with pytest.raises(
+        PlanError, match=r"line 1: when\..*: without on it can only be after a time"
+    ):
+        Plan.parse(f'[[effect]]\nwhen = {{ {when} }}\ncall = "dma.state"\n')
+
+
+def test_a_plan_in_a_plan() -> None:
+    inner = '[[fault]]\nat = "tlb-lookup"\ndo = "skip"\n'
+    outer = f'[[effect]]\ncall = "faults.load"\narguments.plan = """\n{inner}"""\n'
+    plan = Plan.parse(f"{inner}\n{outer}")
+    assert (plan.fault_lines, plan.effect_lines) == ((1,), (5,))
+    assert plan.effect[0].arguments["plan"] == inner
+
+
+def test_a_field_of_another_type_does_not_fit() -> None:
+    pattern = EventPattern.model_validate({"event": "ClientAttached", "function": [1, 2]})
+    assert not pattern.fits(ClientAttached("engine0"))

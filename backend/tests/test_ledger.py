@@ -13,11 +13,16 @@ from tests.ledger_rig import IOVA, LedgerRig
 from viommu.driver.smmu import DetachMode
 from viommu.driver.stream_table import abort_entry, bypass_entry
 from viommu.endpoints.port import DmaFault
+from viommu.faults.dma import FaultFilter
+from viommu.faults.injector import Injector
+from viommu.faults.plan import Plan
 from viommu.layouts.commands import AtcInvalidateCommand, Opcode, StreamCommand, TlbiCommand
 from viommu.layouts.registers import Cr0, Register
 from viommu.ledger import Ledger, Severity
 from viommu.ledger.events import StaleUse, StreamConfigured
 from viommu.smmu import Features
+from viommu.stack.filters import FilterDevice
+from viommu.stack.path import FilteredPath
 
 CACHING = ("none", "normal", "hostile")
 MISSING_CFGI = ("missing-invalidation", "CMD_CFGI_STE")
@@ -289,6 +294,22 @@ def test_an_entry_that_is_used_all_the_same_is_seen(caching: str) -> None:
         (False, "STE", True, "abort"),
         (True, "STE", True, "abort"),
     ]
+
+
+def test_a_write_that_is_deferred_past_the_detach_is_seen(rig: LedgerRig) -> None:
+    """A write that was over for the SMMU lands when the stream has left the domain."""
+    tracer = rig.smmu.tracer
+    late = {"at": "dma-writing", "do": {"action": "defer", "turns": 1}}
+    injector = Injector(Plan.of(late), tracer, lambda: 0.0)
+    faults = FilterDevice("faults", FaultFilter(rig.port, tracer))
+    rig.port.path = FilteredPath(rig.port, [faults], tracer)
+    rig.attached()
+    rig.write()
+    rig.driver.detach(STREAM)
+    rig.declare()
+    injector.turn()
+    assert rig.found() == [("in-flight-after-sync", None), ("dma-after-detach", None)]
+    assert rig.verdict().word == "violated"
 
 
 # Faults

@@ -172,6 +172,14 @@ def test_an_injection_leads_to_what_comes_next() -> None:
     assert timeline.lanes[0].group == "stream 0x10"
 
 
+def test_an_injection_at_a_function_is_in_its_lane() -> None:
+    injected = {"line": 3, "rule": "", "point": "mmio-access", "action": "skip", "count": 1}
+    (lane,) = build(
+        [line(1, "FaultInjected", **injected, where="MmioAccess(function='copy-engine', size=4)")]
+    ).lanes
+    assert lane.group == "function copy-engine"
+
+
 def test_an_event_around_another_is_called_after_that() -> None:
     inner = {"kind": "DomainChanged", "domain": "d0"}
     (lane,) = build([line(1, "HostDomainEvent", event=inner)]).lanes

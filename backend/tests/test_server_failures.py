@@ -1,14 +1,17 @@
 """What goes wrong at the server: QEMU keeps guest RAM to itself, a model fails."""
 
 import logging
+import os
+import resource
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import smmu_rig as hw
-from tests.server_rig import BASE, ERROR, HALTED, RAM, Machine, names
+from tests.server_rig import BASE, ERROR, HALTED, RAM, Function, Machine, names
 from viommu.endpoints.pattern import rand48
 from viommu.endpoints.test_engine import SmmuTestEngine
 from viommu.layouts.test_engine import UserFrame
@@ -105,6 +108,53 @@ def test_memory_that_comes_later_is_used(
     engine.start()
     machine.run()
     assert engine.status() == HALTED
+
+
+# Clients that cannot be served
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nobody in this process gets another one."""
+    free = os.dup(0)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_client_is_lost_alone_when_there_is_no_descriptor_for_its_memory(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, other = (machine.connect(f"engine{n}", bus_master=True) for n in range(2))
+    with no_descriptors(), pytest.raises(ConnectionError):
+        engine.map(BASE + RAM, PAGE, machine.fd)
+    machine.run()
+    assert names(machine.events, "ClientDetached") == ["engine0"]
+    assert said(caplog)[-1].startswith("engine0: the client cannot be served: vfu_run_ctx")
+    other.fill(PAGE)
+    other.start()
+    machine.run()
+    assert other.status() == HALTED
+    assert machine.connect("engine0").status() == HALTED
+
+
+def test_a_client_waits_until_there_is_a_descriptor_for_it(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = Function(machine.server.sockets["engine0"], machine.server.turn)
+    client.say_version()
+    with no_descriptors():
+        for _ in range(3):
+            machine.server.turn()
+    assert len(said(caplog)) == 1
+    machine.server.turn()
+    client.receive()
+    assert client.status() == HALTED
+    client.close()
 
 
 # Models that fail

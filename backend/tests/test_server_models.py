@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import struct
 import tempfile
 import zlib
@@ -20,6 +21,7 @@ from viommu.endpoints.base import ExtendedCapability
 from viommu.endpoints.master import DmaMaster
 from viommu.faults.plan import Plan
 from viommu.function import Function as Served
+from viommu.stack.endpoint import driver_name
 
 EXAMPLE = Path(__file__).parents[2] / "examples/custom-device/copy_engine.py"
 RING, TAIL, HEAD, STATUS = 0, 8, 12, 16
@@ -109,6 +111,30 @@ def test_it_has_a_stack_and_a_driver(machine: Machine) -> None:
         "status": "SUCCESS"
     }
     assert "copy0" not in machine.server.sockets
+
+
+def test_it_has_a_stack_whatever_its_file_is_called(tmp_path: Path) -> None:
+    file = tmp_path / f"2nd {'long' * 40} copy.py"
+    shutil.copy(EXAMPLE, file)
+    copy = spec("copy0", f"{file}:CopyEngine", 0x20)
+    with (
+        tempfile.TemporaryDirectory(prefix="vs-", dir="/tmp") as path,
+        Machine(Path(path), functions=[*FUNCTIONS, copy]) as machine,
+    ):
+        assert [row["device"] for row in call(machine, "stack.list")][-1] == "copy0"
+        assert "copy0" in call(machine, "stack.drivers")[-1]["devices"]
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("test-engine", "test-engine"),
+        ("/a/my_device.py:MyDevice", "my_device.py:MyDevice"),
+        ("/a b/2nd gerät.py:Fill", "_2nd_ger_t.py:Fill"),
+    ],
+)
+def test_the_name_of_a_driver(model: str, name: str) -> None:
+    assert driver_name(model) == name
 
 
 def test_filters_and_plans_see_its_dma(machine: Machine) -> None:
@@ -208,6 +234,23 @@ def test_it_fails_alone(
     copy.start()
     machine.run()
     assert copy.copied
+
+
+@pytest.mark.parametrize("what", ["write", "step", "busy"])
+def test_it_does_not_end_the_server(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    copy = Copy(machine)
+
+    def leave(*_: object) -> None:
+        raise SystemExit(3)
+
+    kind = type(served(machine)._model)
+    monkeypatch.setattr(kind, what, property(leave) if what == "busy" else leave)
+    copy.start()
+    machine.run()
+    assert names(machine.events, "FunctionFailed") == ["copy0"]
+    assert copy.client.get(STATUS) == 0xFFFF_FFFF
 
 
 def test_what_is_no_number_is_a_failure(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

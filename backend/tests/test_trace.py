@@ -37,6 +37,25 @@ def test_a_tracer_is_true_while_somebody_reads() -> None:
     assert not tracer
 
 
+def test_what_is_caused_and_what_is_said_to_it_is_told_as_such() -> None:
+    tracer = Tracer()
+    told: list[tuple[Event, bool]] = []
+
+    def answer(event: Event) -> None:
+        if event == Ping(1):
+            with tracer.causing():
+                tracer.emit(Ping(2))
+            tracer.emit(Ping(3))
+        elif event == Ping(2):
+            tracer.emit(Ping(4))
+
+    tracer.subscribe(answer)
+    tracer.subscribe(lambda event: told.append((event, tracer.caused)))
+    tracer.emit(Ping(1))
+    assert told == [(Ping(1), False), (Ping(2), True), (Ping(3), False), (Ping(4), True)]
+    assert not tracer.caused
+
+
 def test_a_reader_may_stop_while_it_is_called() -> None:
     tracer = Tracer()
     seen: list[str] = []

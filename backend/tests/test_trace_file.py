@@ -21,6 +21,11 @@ class Ping(Event):
     text: str = "ü\n"
 
 
+@dataclass(frozen=True, slots=True)
+class Packet(Event):
+    data: bytes
+
+
 def test_each_event_is_a_line(tmp_path: Path) -> None:
     tracer = Tracer()
     path = tmp_path / "trace.jsonl"
@@ -38,6 +43,14 @@ def test_each_event_is_a_line(tmp_path: Path) -> None:
     assert lines[0]["text"] == "ü\n"
     times = [line["time"] for line in lines]
     assert 0 <= times[0] <= times[1] <= times[2] < 10
+
+
+def test_what_is_no_plain_value_is_told_as_python_shows_it(tmp_path: Path) -> None:
+    tracer = Tracer()
+    path = tmp_path / "trace.jsonl"
+    with TraceFile(tracer, path):
+        tracer.emit(Packet(b"\0ab"))
+    assert json.loads(path.read_text())["data"] == r"b'\x00ab'"
 
 
 def test_closing_twice(tmp_path: Path) -> None:

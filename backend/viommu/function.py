@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vfio_user import ClientLost, DeviceError, DmaRegion, PciDevice, ResetType
+from vfio_user import ClientLost, DeviceError, DmaRegion, LibraryError, PciDevice, ResetType
 from viommu.endpoints import meddle
 from viommu.endpoints.base import Bar, Endpoint, ExtendedCapability, Identity
 from viommu.endpoints.pasid import PASID_CAPABILITY
@@ -24,6 +24,7 @@ from viommu.smmu import Smmu
 from viommu.trace import Event, Skip, Tracer
 
 _log = logging.getLogger(__name__)
+_FAILURES = (Exception, SystemExit)  # what a model raises, and so fails alone
 # Requests of one client in a row, and how often to look for the next one. While a model has work, a client that sends
 # without end must not keep it from its next step, and waiting for a client would.
 _PATIENT, _BRIEF = (64, 8), (16, 0)
@@ -138,7 +139,8 @@ class Function:
     ) -> None:
         self.name, self._model = name, model
         self.memory, self.port, self._tracer = memory, port, tracer
-        self._dead = self._shared = self._complained = False
+        self._stepping = self._reset_due = False
+        self._dead = self._shared = self._complained = self._unserved = False
         self.device = device = PciDevice(socket_path, **model.identity._asdict())
         try:
             for bar in model.bars:
@@ -210,7 +212,7 @@ class Function:
             if offset < end and body < offset + len(data):
                 try:
                     capability.written(bytes(self.device.config[body:end]))
-                except Exception as error:
+                except _FAILURES as error:
                     self._failed(error)
 
     def _read(self, bar: int, offset: int, size: int) -> int:
@@ -220,7 +222,7 @@ class Function:
             value = self._model.read(bar, offset, size)
             if value >> 8 * size:
                 value &= (1 << 8 * size) - 1
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
             return (1 << 8 * size) - 1
         if self._tracer.meddler is None:
@@ -241,7 +243,7 @@ class Function:
             value = meddled
         try:
             self._model.write(bar, offset, len(data), value)
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
 
     def _accessed(self, offset: int, write: bool, size: int, value: int) -> MmioAccess:
@@ -296,6 +298,7 @@ class Function:
             self._tracer.emit(FunctionReset(self.name, kind.name))
 
     def _disconnected(self) -> None:
+        self.memory.guests += 1
         self._revive()
         self._shared = self._complained = False
         if self._tracer:
@@ -307,10 +310,13 @@ class Function:
         self._follow_bus_master()
 
     def reset_model(self) -> None:
-        """All its work ends, its registers are as at power-on."""
+        """All its work ends, its registers are as at power-on. In the middle of a step it happens right after that."""
+        if self._stepping:
+            self._reset_due = True
+            return
         try:
             self._model.reset()
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
 
     def _pin_released(self) -> None:
@@ -318,17 +324,18 @@ class Function:
             return
         try:
             self._model.pin_released()
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
 
     # What the model does
 
     def _interrupt(self, vector: int) -> bool:
         if self._tracer.meddler is not None:
+            guest = self.memory.guests
             return meddle.interrupt(
                 self._tracer.meddler,
                 FunctionInterrupts(self.name, vector),
-                lambda: self.trigger(vector),
+                lambda: self.memory.guests == guest and self.trigger(vector),
             )
         return self.trigger(vector)
 
@@ -336,8 +343,10 @@ class Function:
         return not self.device.config[_COMMAND_HIGH] & _INTX_DISABLE
 
     def trigger(self, vector: int) -> bool:
-        """Send an interrupt; False when nobody listens."""
-        return vector < self._vectors and self.device.trigger_interrupt(vector)
+        """Send an interrupt; False when nobody listens, as when the device was pulled out."""
+        if vector >= self._vectors or not self.device.attached:
+            return False
+        return self.device.trigger_interrupt(vector)
 
     @property
     def dead(self) -> bool:
@@ -349,24 +358,30 @@ class Function:
         """`step` has work to do."""
         try:
             return not self._dead and self._model.busy
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
             return False
 
     def step(self) -> None:
         """Let the model do one small thing."""
+        self._stepping = True
         try:
             self._model.step()
-        except Exception as error:
+        except _FAILURES as error:
             self._failed(error)
+        finally:
+            self._stepping = False
+        if self._reset_due:
+            self._reset_due = False
+            self.reset_model()
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         _log.error("%s: the model failed: it is dead until it is reset", self.name, exc_info=error)
         self._dead = True
         if self._tracer:
             self._tracer.emit(FunctionFailed(self.name, repr(error)))
         if self.port is not None:
-            with suppress(Exception):  # if it still can
+            with suppress(*_FAILURES):  # if it still can
                 self._model.reset()
 
     def serve(self, *, patient: bool) -> None:
@@ -374,13 +389,20 @@ class Function:
 
         `patient` is to look a little longer for the next request, when no other work waits.
         """
-        if self.device.attached:
-            limit, spin = _PATIENT if patient else _BRIEF
-            try:
-                self.device.run(limit, spin)
-            except ClientLost:
-                _log.info("%s: the client is gone", self.name)
-        elif self.device.attach():
-            _log.info("%s: a client attached", self.name)
-            if self._tracer:
-                self._tracer.emit(ClientAttached(self.name))
+        try:
+            if self.device.attached:
+                self.device.run(*(_PATIENT if patient else _BRIEF))
+            elif self.device.attach():
+                _log.info("%s: a client attached", self.name)
+                if self._tracer:
+                    self._tracer.emit(ClientAttached(self.name))
+        except ClientLost:
+            _log.info("%s: the client is gone", self.name)
+        except LibraryError as error:
+            if not self._unserved:
+                _log.error("%s: the client cannot be served: %s", self.name, error)
+            self._unserved = True
+            if self.device.attached:
+                self.device.hang_up()
+        else:
+            self._unserved = False

@@ -54,6 +54,8 @@ class GuestMemory:
         self._bases: list[int] = []
         self._last = _NOWHERE
         self._table: hot.RegionTable | None = None
+        self.guests = 0
+        """How many clients have left it: what was meant for one is not for the next."""
 
     def add_region(
         self,

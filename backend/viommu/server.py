@@ -30,7 +30,7 @@ from viommu.models import FunctionSpec, blamed, make_endpoint
 from viommu.scheduler import DmaCalls, Scheduler
 from viommu.smmu import Features, Smmu
 from viommu.stack.calls import StackCalls
-from viommu.stack.endpoint import EndpointDevice, EndpointDriver
+from viommu.stack.endpoint import EndpointDevice, EndpointDriver, driver_name
 from viommu.stack.manager import IoManager
 from viommu.trace import Event, Tracer
 from viommu.views.caches import CacheViews
@@ -253,7 +253,7 @@ class Server(Closing):
                 del self.sockets[spec.name]
                 self._watch()
 
-        name = Path(spec.model).name
+        name = driver_name(spec.model)
         driver = self.io.drivers.get(name) or EndpointDriver(name)
         self.io.load_driver(driver)
         self.io.create_device(

@@ -13,14 +13,18 @@ A point is an event that is answered. Without a meddler it costs one look at an 
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Root of everything that is emitted. Its fields are plain values: numbers, strings, flags."""
+    """Root of everything that is emitted. Its fields are plain values: numbers, strings, flags.
+
+    In JSON anything else is told as Python shows it.
+    """
 
     @property
     def kind(self) -> str:
@@ -129,7 +133,9 @@ class Tracer:
 
     def __init__(self) -> None:
         self._readers: list[Callable[[Event], None]] = []
-        self._pending: deque[Event] = deque()
+        self._pending: deque[tuple[Event, bool]] = deque()
+        self.caused = False
+        """The event that a reader is called with was emitted while something was done on purpose."""
         self.meddler: Callable[[Point], Verdict | None] | None = None
         """Decides at each point what goes wrong; set while somebody wants that."""
 
@@ -141,16 +147,27 @@ class Tracer:
     def __bool__(self) -> bool:
         return bool(self._readers)
 
+    @contextmanager
+    def causing(self) -> Iterator[None]:
+        """What is emitted meanwhile, and what readers say to that, is `caused`."""
+        before, self.caused = self.caused, True
+        try:
+            yield
+        finally:
+            self.caused = before
+
     def emit(self, event: Event) -> None:
         """Hand `event` to the readers."""
-        pending = self._pending
-        pending.append(event)
+        pending, caused = self._pending, self.caused
+        pending.append((event, caused))
         if len(pending) > 1:
             return  # by a reader: the call that it is in comes to it
         try:
             while pending:
+                event, self.caused = pending[0]
                 for reader in tuple(self._readers):
-                    reader(pending[0])
+                    reader(event)
                 pending.popleft()
         finally:
+            self.caused = caused
             pending.clear()

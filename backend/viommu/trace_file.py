@@ -32,7 +32,7 @@ class TraceFile(Closing):
         seconds = round(time.monotonic() - self._start, 6)
         line = {"seq": self._count, "time": seconds, **event.as_dict()}
         try:
-            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._file.write(json.dumps(line, separators=(",", ":"), default=repr) + "\n")
         except OSError as error:
             _log.error("the trace ends before event %d: %s", self._count, error.strerror)
             self.close()

@@ -153,13 +153,14 @@ class Context:
         """
         if not self.attached:
             return
-        with (
-            socket.socket(fileno=os.dup(self.fileno())) as connection,
-            contextlib.suppress(OSError),
-        ):
-            connection.shutdown(socket.SHUT_RDWR)  # no more can come …
-            while connection.recv(1 << 16):  # … and nothing is left
-                pass
+        connection = socket.socket(fileno=self.fileno())  # a copy would need a descriptor
+        try:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # no more can come …
+                while connection.recv(1 << 16):  # … and nothing is left
+                    pass
+        finally:
+            connection.detach()
 
     def remove_socket(self) -> None:
         """Unlink the socket, unless another server has put its own in that place."""

@@ -168,7 +168,7 @@ class ControlSocket:
         for _ in range(_EVENTS):
             if not subscription or client.ending:
                 break
-            client.answers += json.dumps(subscription.take()).encode() + b"\n"
+            client.answers += json.dumps(subscription.take(), default=repr).encode() + b"\n"
         client.called = bool(subscription)
 
     def _hear(self, client: _Client) -> None:

@@ -1,5 +1,6 @@
 """The plan of a server: it is loaded and cleared while the guest runs, from the command line or the control socket."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,7 +59,9 @@ class FaultControl:
         else:
             self._remove_filters()
         self._close()
-        self._injector = Injector(plan, self._tracer, self._clock, self._effect)
+        self._injector = Injector(
+            plan, self._tracer, self._clock, self._effect, timer=time.monotonic
+        )
 
     def load_text(self, plan: str) -> list[dict[str, Any]]:
         """Carry out a plan, given as TOML, in place of the one before; returns its rules."""
@@ -103,7 +106,8 @@ class FaultControl:
         """One turn of the event loop, between what clients do."""
         late, self._late = self._late, []
         for method, arguments in late:
-            self._call(method, arguments)
+            with self._tracer.causing():
+                self._call(method, arguments)
         if self._injector is not None:
             self._injector.turn()
 

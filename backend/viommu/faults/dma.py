@@ -104,12 +104,18 @@ class FaultFilter(Filter):
                 raise Diverted
 
     def _later(self, request: Request, data: bytes) -> Callable[[], None]:
-        """The write of `data` to where the request goes now, which is made when the request is over."""
+        """The write of `data` to where the request goes now, which is made when the request is over.
+
+        It is lost with its guest.
+        """
         translation = _front(self._translations[id(request)], len(data))
+        memory = self._port.memory
+        guest = memory.guests
 
         def write() -> None:
-            with suppress(DmaFault):  # the trace has it, and nobody waits for it
-                self._port.move(translation, data)
+            if memory.guests == guest:
+                with suppress(DmaFault):  # the trace has it, and nobody waits for it
+                    self._port.move(translation, data)
 
         return write
 
@@ -128,7 +134,7 @@ class FaultFilter(Filter):
 
 
 def _front(translation: Translation, size: int) -> Translation:
-    """The first `size` bytes of it."""
+    """The first `size` bytes of it; for the trace it is the same transaction."""
     runs: array[int] = array("Q")
     left = size
     for address, length in zip(translation.runs[::2], translation.runs[1::2], strict=True):
@@ -136,4 +142,6 @@ def _front(translation: Translation, size: int) -> Translation:
         if part:
             runs.extend((address, part))
         left -= part
-    return Translation(translation.access, translation.iova, runs, size - left)
+    front = Translation(translation.access, translation.iova, runs, size - left)
+    front.number = translation.number
+    return front

@@ -1,7 +1,7 @@
 """The injector: it answers the points as a plan says, and tells the stream of events what it did."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from random import Random
 from typing import Any
 
@@ -35,6 +35,18 @@ class FaultInjected(Event):
     where: str
 
 
+def _shown(point: Point) -> str:
+    """The point as Python shows it, but of the bytes of a DMA no more than how many there are and the first."""
+    values = {field.name: getattr(point, field.name) for field in fields(point)}
+    shown = [
+        f"{name}={len(value)} bytes {value[:16]!r}"
+        if isinstance(value, bytes)
+        else f"{name}={value!r}"
+        for name, value in values.items()
+    ]
+    return f"{point.kind}({', '.join(shown)})"
+
+
 def _nobody(method: str, _: Mapping[str, Any]) -> object:
     return f"nobody is there to call {method}"
 
@@ -42,8 +54,9 @@ def _nobody(method: str, _: Mapping[str, Any]) -> object:
 class Injector:
     """Carries out `plan` on what `tracer` tells, until it is closed.
 
-    `clock` gives seconds since the guest came; `call` calls a method of the control socket by name, at once, and
-    returns what it has to say. Whoever has an event loop calls `turn` in it, and sleeps no longer than `patience` says,
+    `clock` gives seconds since the guest came; `timer` those of a clock that never goes back, by which what is held
+    ends, and is `clock` if not said. `call` calls a method of the control socket by name, at once, and returns what it
+    has to say. Whoever has an event loop calls `turn` in it, and sleeps no longer than `patience` says,
     so that what is held is released in time.
     """
 
@@ -53,8 +66,10 @@ class Injector:
         tracer: Tracer,
         clock: Callable[[], float],
         call: Callable[[str, Mapping[str, Any]], object] = _nobody,
+        timer: Callable[[], float] | None = None,
     ) -> None:
         self._tracer, self._clock, self._call = tracer, clock, call
+        self._timer = clock if timer is None else timer
         dice = Random(plan.seed)  # noqa: S311 - replayed, not secret
         self.rules = [
             ArmedRule(rule, line, Random(dice.getrandbits(64)), clock)  # noqa: S311
@@ -66,7 +81,6 @@ class Injector:
         ]
         counts = [rule.count for rule in self.rules] + [each.count for each in self.effects]
         self._watching = [count for count in counts if count.watches]
-        self._calling = False
         self._at: dict[type[Point], list[ArmedRule]] = {}
         for rule in self.rules:
             self._at.setdefault(POINTS[rule.rule.at], []).append(rule)
@@ -82,11 +96,11 @@ class Injector:
             if verdict is None:
                 continue
             for hold, terms in rule.take_holds():
-                self._held.append((hold, terms, self._clock(), self._turns))
+                self._held.append((hold, terms, self._timer(), self._turns))
             action = rule.rule.do.action
             self._tracer.emit(
                 FaultInjected(
-                    rule.line, rule.rule.name, rule.rule.at, action, rule.count.taken, str(point)
+                    rule.line, rule.rule.name, rule.rule.at, action, rule.count.taken, _shown(point)
                 )
             )
             return verdict
@@ -95,7 +109,7 @@ class Injector:
     def _see(self, event: Event) -> None:
         for count in self._watching:
             count.see(event)
-        if not self._calling:
+        if not self._tracer.caused:
             self._call_effects(event)
         if self._held:
             self._release(lambda terms, *_: terms.until is not None and terms.until.fits(event))
@@ -105,7 +119,7 @@ class Injector:
         self._turns += 1
         self._call_effects(None)
         if self._held:
-            now, turns = self._clock(), self._turns
+            now, turns = self._timer(), self._turns
             self._release(
                 lambda terms, since, first: (
                     (terms.ms is not None and now - since >= terms.ms / 1000)
@@ -118,28 +132,24 @@ class Injector:
         for each in self.effects:
             if not each.wants(event):
                 continue
-            effect = each.effect
-            self._calling = True
-            try:
-                outcome = self._call(effect.call, effect.arguments)
-            finally:
-                self._calling = False
-            self._tracer.emit(
-                EffectCalled(each.line, effect.name, effect.call, each.count.taken, str(outcome))
-            )
+            effect, taken = each.effect, each.count.taken
+            with self._tracer.causing():
+                outcome = str(self._call(effect.call, effect.arguments))
+                self._tracer.emit(EffectCalled(each.line, effect.name, effect.call, taken, outcome))
 
     @property
     def patience(self) -> float | None:
         """Seconds until `turn` has something to do; None when nothing is held for a time."""
-        times = [s + terms.ms / 1000 for _, terms, s, _ in self._held if terms.ms is not None]
-        times += [
-            each.effect.when.after
+        if any(terms.turns is not None for _, terms, _, _ in self._held):
+            return 0.0
+        now, since_guest = self._timer(), self._clock()
+        waits = [s + terms.ms / 1000 - now for _, terms, s, _ in self._held if terms.ms is not None]
+        waits += [
+            each.effect.when.after - since_guest
             for each in self.effects
             if each.effect.on is None and not each.count.taken
         ]
-        if any(terms.turns is not None for _, terms, _, _ in self._held):
-            return 0.0
-        return max(0.0, min(times) - self._clock()) if times else None
+        return max(0.0, min(waits)) if waits else None
 
     def _release(self, due: Callable[[TimedHold, float, int], bool]) -> None:
         released = [each for each in self._held if due(*each[1:])]

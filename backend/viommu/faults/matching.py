@@ -2,22 +2,51 @@
 
 from collections.abc import Callable, Mapping
 from random import Random
-from typing import Annotated, Any
+from types import MappingProxyType, UnionType
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from viommu.trace import Event
 
 Wanted = bool | int | str | list[int] | list[str] | None
+Number = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 
 
 def fits(value: Any, wanted: Wanted) -> bool:
     """Whether a field is what was asked for: a value, one of some names, or in a range with both ends."""
     if not isinstance(wanted, list):
         return bool(value == wanted)
-    if wanted and isinstance(wanted[0], int):
-        return value is not None and wanted[0] <= value <= wanted[-1]
+    if isinstance(wanted[0], int):
+        return isinstance(value, int) and wanted[0] <= value <= wanted[-1]
     return value in wanted
+
+
+def check_wanted(
+    fields: Mapping[str, Any], types: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Raises `ValueError` for what no field can be, as far as the `types` of the fields are known."""
+    for name, wanted in fields.items():
+        if isinstance(wanted, list) and not (_is_row(wanted) or _is_range(wanted)):
+            raise ValueError(f"{name}: {wanted} is no row of names, nor a range [first, last]")
+        each = wanted[0] if isinstance(wanted, list) else wanted
+        if name in types and not _can_be(types[name], each):
+            raise ValueError(f"{name}: it is never {wanted!r}")
+
+
+def _is_row(wanted: list[Any]) -> bool:
+    return bool(wanted) and all(isinstance(each, str) for each in wanted)
+
+
+def _is_range(wanted: list[Any]) -> bool:
+    numbers = len(wanted) == 2 and all(isinstance(each, int) for each in wanted)
+    return numbers and bool(wanted[0] <= wanted[1])
+
+
+def _can_be(kind: Any, wanted: object) -> bool:
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return any(isinstance(wanted, each) or issubclass(each, type(wanted)) for each in kinds)
 
 
 class EventPattern(BaseModel):
@@ -26,6 +55,11 @@ class EventPattern(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     event: str
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Self:
+        check_wanted(self.model_extra or {})
+        return self
 
     def fits(self, event: object) -> bool:
         """Whether it is such an event."""
@@ -40,20 +74,28 @@ class Occasion(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    nth: Annotated[int, Field(ge=1)] | tuple[int, int] | None = None
+    nth: Number | tuple[Number, Number] | None = None
     """Which of them, from 1 on, or from the first to the last of a range."""
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Number = 1
     """Only each so-manieth of them."""
-    times: Annotated[int, Field(ge=1)] | None = None
+    times: Number | None = None
     """At most so often."""
     probability: Annotated[float, Field(gt=0, le=1)] = 1.0
-    after: Annotated[float, Field(ge=0)] = 0.0
-    before: Annotated[float, Field(gt=0)] | None = None
+    after: Seconds = 0.0
+    before: Annotated[Seconds, Field(gt=0)] | None = None
     """Seconds since the guest came."""
     since: EventPattern | None = None
     """Only from such an event on …"""
     until: EventPattern | None = None
     """… and only before such an event, which ends it until the next `since`."""
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if isinstance(self.nth, tuple) and self.nth[0] > self.nth[1]:
+            raise ValueError(f"nth: {list(self.nth)} is no range [first, last]")
+        if self.before is not None and self.before <= self.after:
+            raise ValueError(f"before: {self.before} is not after {self.after}")
+        return self
 
 
 class Count:

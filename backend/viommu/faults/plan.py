@@ -33,7 +33,7 @@ class Plan(BaseModel):
     effect: tuple[Effect, ...] = ()
     fault_lines: tuple[int, ...] = ()
     effect_lines: tuple[int, ...] = ()
-    """The line of each in its file; without a file, its number from 1 on."""
+    """The line of each in its file; where that is not known, its number from 1 on."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -52,7 +52,8 @@ class Plan(BaseModel):
             content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise PlanError(f"{source}: not TOML: {error}") from error
-        return cls._validated(content, source, _lines(text, "fault"), _lines(text, "effect"))
+        fault, effect = (_lines(text, table, content) for table in ("fault", "effect"))
+        return cls._validated(content, source, fault, effect)
 
     @classmethod
     def of(
@@ -82,10 +83,12 @@ class Plan(BaseModel):
         return plan.model_copy(update=numbers)
 
 
-def _lines(text: str, table: str) -> tuple[int, ...]:
-    """Where each `[[table]]` begins."""
+def _lines(text: str, table: str, content: Mapping[str, Any]) -> tuple[int, ...]:
+    """Where each `[[table]]` begins; nothing if another text has such lines too, as a plan in a plan."""
     header = re.compile(rf"\s*\[\[\s*{table}\s*\]\]")
-    return tuple(number for number, line in enumerate(text.splitlines(), 1) if header.match(line))
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if header.match(line)]
+    tables = content.get(table)
+    return tuple(lines) if isinstance(tables, list) and len(lines) == len(tables) else ()
 
 
 def _sentence(error: ValidationError, source: str, lines: Mapping[str, tuple[int, ...]]) -> str:

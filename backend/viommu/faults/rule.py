@@ -1,6 +1,7 @@
 """One line of a plan: at which point, when, and what; or, on which event, what is called."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from random import Random
 from typing import Any
 
@@ -14,7 +15,7 @@ from viommu.faults.actions import (
     action_name,
     makes_sense,
 )
-from viommu.faults.matching import Count, EventPattern, Occasion, Wanted, fits
+from viommu.faults.matching import Count, EventPattern, Occasion, Wanted, check_wanted, fits
 from viommu.faults.registry import POINTS, point_fields
 from viommu.trace import Event, Hold, Point, Verdict
 
@@ -64,6 +65,8 @@ class Rule(BaseModel):
             raise ValueError(
                 f"when.{min(unknown)}: {self.at} has no such thing, allowed: {', '.join(known)}"
             )
+        types = {f"when.{field.name}": field.type for field in fields(point)}
+        check_wanted({f"when.{name}": want for name, want in self.when.fields.items()}, types)
         if not makes_sense(type(self.do), point):
             possible = ", ".join(action_name(each) for each in ACTIONS if makes_sense(each, point))
             raise ValueError(f"do: {self.at} cannot {self.do.action!r}, allowed: {possible}")
@@ -87,6 +90,13 @@ class Effect(BaseModel):
     call: str
     arguments: dict[str, Any] = {}
     name: str = ""
+
+    @model_validator(mode="after")
+    def _check_when(self) -> "Effect":
+        others = self.when.model_fields_set - {"after"}
+        if self.on is None and others:
+            raise ValueError(f"when.{min(others)}: without on it can only be after a time")
+        return self
 
 
 class ArmedRule:

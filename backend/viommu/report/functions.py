@@ -8,7 +8,7 @@ from viommu.report.model import Item, Record
 _LANE = "Function"
 _NAMES = ("function", "endpoint", "device", "driver", "domain")
 _STREAM = re.compile(r"\bstream_id=(\d+)")
-_FUNCTION = re.compile(r"\bfunction='(\w+)'")
+_FUNCTION = re.compile(r"\bfunction='([^']+)'")
 
 
 class Functions:

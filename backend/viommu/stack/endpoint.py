@@ -1,6 +1,8 @@
 """A served function as a device object, at the bottom of its stack."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from viommu.endpoints.port import DmaPort
 from viommu.stack.events import UnplugWanted
@@ -9,6 +11,8 @@ from viommu.stack.manager import IoManager
 from viommu.stack.objects import DeviceObject, DriverObject
 from viommu.stack.path import FilteredPath
 from viommu.trace import Tracer
+
+_LONGEST = 126  # and a `_` before it
 
 
 class EndpointDevice(DeviceObject):
@@ -45,6 +49,12 @@ class EndpointDevice(DeviceObject):
         filters = [each for each in reversed(filters) if not each.pending]
         port = self._port
         port.path = FilteredPath(port, filters, self._tracer) if filters else None
+
+
+def driver_name(model: str) -> str:
+    """Of the driver of the functions of `model`: the end of its path, where `_` stands for what no name has."""
+    name = re.sub(r"[^\w.:-]", "_", Path(model).name, flags=re.ASCII)[-_LONGEST:]
+    return name if re.match(r"[A-Za-z_]", name) else f"_{name}"
 
 
 class EndpointDriver(DriverObject):
