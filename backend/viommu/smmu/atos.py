@@ -189,13 +189,7 @@ class Atos:
     def _onlooker(self) -> Translator:
         """One that updates no descriptor, with a TLB of its own."""
         memory, tlb, nobody = Onlooker(self._memory), Tlb(), Tracer()
-        walker = Walker(
-            memory,
-            tlb,
-            nobody,
-            wide=self._features.output_address_bits == 52,
-            execute_never_2=self._features.stage_2_execute,
-        )
+        walker = Walker(memory, tlb, nobody, self._features)
         return Translator(memory, self._configuration, tlb, walker, self._features, nobody)
 
     def _context(

@@ -228,11 +228,13 @@ class Ats:
         except Fault as fault:
             # Of what the tables lie in, it is a refusal of everything (3.9.1.2).
             record = fault.record
-            if record is None or record.event != EventType.F_PERMISSION:
-                raise
-            if record.fault_class != FaultClass.IN:
-                raise
-            return None
+            if (
+                record is not None
+                and record.event == EventType.F_PERMISSION
+                and record.fault_class == FaultClass.IN
+            ):
+                return None
+            raise
 
     def _first_stage(self, access: Access, iova: int, found: Entry) -> Entry:
         """The IPA instead of the physical address, for split-stage ATS (13.6.3, 13.6.5)."""

@@ -125,13 +125,7 @@ class Inspection:
         self._memory = memory = Onlooker(smmu.memory)
         self._tlb = Tlb()
         self._tracer = nobody = Tracer()  # reads along, or meddles, but for `walk`
-        walker = Walker(
-            memory,
-            self._tlb,
-            nobody,
-            wide=features.output_address_bits == 52,
-            execute_never_2=features.stage_2_execute,
-        )
+        walker = Walker(memory, self._tlb, nobody, features)
         self._configuration = Configuration(memory, features, walker, nobody)
         self._translator = Translator(
             memory, self._configuration, self._tlb, walker, features, nobody

@@ -92,13 +92,7 @@ class Smmu:
         self.in_flight = InFlight()
         self.tlb = Tlb()
         self.stalls = StallTable(features.stall_max)
-        walker = Walker(
-            memory,
-            self.tlb,
-            tracer,
-            wide=features.output_address_bits == 52,
-            execute_never_2=features.stage_2_execute,
-        )
+        walker = Walker(memory, self.tlb, tracer, features)
         self.configuration = Configuration(memory, features, walker, tracer)
         self._registers: dict[int, int] = {}
         self._interrupts = Interrupts(

@@ -6,6 +6,7 @@ from viommu.layouts.records import EventType, FaultClass
 from viommu.memory import BusError, GuestMemory
 from viommu.smmu.context import Stage1, Stage2, TableBase
 from viommu.smmu.faults import Access, Fault, translation_fault
+from viommu.smmu.features import Features
 from viommu.smmu.points import Structure, StructureRead
 from viommu.smmu.tlb import (
     CLEAN,
@@ -92,21 +93,12 @@ def needed_flags(access: Access) -> int:
 class Walker:
     """Walks tables in guest memory. Stage 2 translations go through the TLB, since nested walks repeat them."""
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        tlb: Tlb,
-        tracer: Tracer,
-        *,
-        wide: bool,
-        execute_never_2: bool,
-    ) -> None:
-        """`wide` is for 52-bit addresses; `execute_never_2` for the two XN bits of stage 2 (IDR3.XNX)."""
+    def __init__(self, memory: GuestMemory, tlb: Tlb, tracer: Tracer, features: Features) -> None:
         self._memory = memory
         self._tlb = tlb
         self._tracer = tracer
-        self._wide = wide
-        self._execute_never_2 = execute_never_2
+        self._wide = features.output_address_bits == 52
+        self._execute_never_2 = features.stage_2_execute
 
     # Stage 1
 
