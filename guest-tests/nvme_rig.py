@@ -11,11 +11,11 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from random import Random
-from types import TracebackType
 from typing import Any, Self
 
 from linux_rig import DOMAINS
 
+from viommu.closing import Closing
 from viommu.lab.assets import Assets
 from viommu.lab.config import machine_directory, scripts_directory
 from viommu.lab.errors import QemuExited
@@ -40,7 +40,7 @@ def pattern(number: int, size: int) -> bytes:
     return Random(number).randbytes(PAGE) * (size // PAGE)
 
 
-class NvmeRig:
+class NvmeRig(Closing):
     """Boots on entering the context. On aarch64 the guest drives the SMMU before the disk, unless `smmu` is False.
 
     The disk is a file in `directory`, and may be there; its write cache is `volatile`. The kernel has
@@ -90,12 +90,8 @@ class NvmeRig:
         self.await_disk()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the guest and its servers."""
         if self._again is not None:
             self._again.close()
         self.rig.close()
